@@ -1,0 +1,388 @@
+"""Source tables: Parquet, CSV and Arrow files and folders, read in batches and cast to the recipe.
+
+What does not fit the declared columns is refused with the file and the column, never with a value
+that could be an identifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from data_index import keys
+from data_index.errors import DataError, NotFoundError, SisaError
+from data_index.keys import IdKind
+from data_index.schema import TARGET, Columns, Feature, element_type
+
+BATCH_ROWS = 16_384
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A batch of source rows, cast to the recipe.
+
+    Attributes:
+        first: Position of the first row in its file.
+        record_ids: Canonical record ids, n.
+        subject_ids: Canonical subject ids, n; the record ids where there is no subject column.
+        raw_ids: The record id column as it came, n values.
+        table: The target (where the source has it) and the feature columns of a partition.
+    """
+
+    first: int
+    record_ids: list[bytes]
+    subject_ids: list[bytes]
+    raw_ids: pa.Array
+    table: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Kinds of the record and subject ids that a data set has, None while it has none."""
+
+    record: IdKind | None = None
+    subject: IdKind | None = None
+
+
+def expand(paths: list[Path]) -> list[Path]:
+    """The files that paths stand for: a folder stands for all source files below it, sorted.
+
+    Raises:
+        NotFoundError: A path does not exist.
+        DataError: A file is of an unknown kind, or a folder holds no source file.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not below:
+                raise DataError(f"{path} holds no Parquet, CSV or Arrow file.")
+            found += below
+        elif not path.exists():
+            raise NotFoundError(f"{path} does not exist.")
+        elif path.suffix.lower() not in SUFFIXES:
+            raise DataError(
+                f"{path.name} is of an unknown kind.", f"Use one of {', '.join(SUFFIXES)}."
+            )
+        else:
+            found.append(path)
+    return found
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """Column names and types of a source file (for CSV, guessed from its first block)."""
+    with _readable(path):
+        kind = SUFFIXES[path.suffix.lower()]
+        if kind == "parquet":
+            return pq.read_schema(path)
+        if kind == "csv":
+            return pacsv.open_csv(path).schema
+        return _open_arrow(path).schema
+
+
+def column(path: Path, name: str) -> Iterator[pa.Array]:
+    """The values of one column of a source file as they are, batch by batch."""
+    with _readable(path):
+        kind = SUFFIXES[path.suffix.lower()]
+        if kind == "parquet":
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(BATCH_ROWS, columns=[name]):
+                    yield batch.column(0)
+        else:
+            for batch in pacsv.open_csv(path) if kind == "csv" else _open_arrow(path):
+                yield batch.column(name)
+
+
+def read(
+    path: Path, columns: Columns, kinds: Kinds | None = None, target: bool = True
+) -> Iterator[Rows]:
+    """Read a source file in batches and cast them.
+
+    Args:
+        path: A Parquet, CSV or Arrow file.
+        columns: What the recipe declares.
+        kinds: Kinds of ids that the data set has already; those of the file must agree.
+        target: Whether the target column must be there; if not, it is left out.
+
+    Yields:
+        Batches of at most some ten thousand rows.
+
+    Raises:
+        DataError: The file cannot be read, lacks a column, or holds what does not fit.
+    """
+    with _readable(path):
+        names = _needed(path, columns, target)
+        first = 0
+        for batch in _batches(path, columns, names):
+            if batch.num_rows:
+                yield _cast(batch, first, path, columns, kinds or Kinds(), target)
+            first += batch.num_rows
+
+
+def kinds_of(path: Path, columns: Columns, known: Kinds) -> Kinds:
+    """Kinds of the ids in a file.
+
+    Ids in a CSV file are text, unless the data set has integers already.
+
+    Raises:
+        DataError: They differ from those that the data set has.
+    """
+    schema = schema_of(path)
+    _needed(path, columns, target=True)
+
+    def kind(column: str, before: IdKind | None) -> IdKind:
+        what = f"Column {column!r} of {path.name}"
+        if SUFFIXES[path.suffix.lower()] == "csv":
+            return before or "string"
+        found = keys.id_kind(schema.field(column).type, what)
+        if before is not None and found != before:
+            raise DataError(
+                f"{what} has {found} ids, but the data set has {before} ids.",
+                "Use one type of id throughout.",
+            )
+        return found
+
+    record = kind(columns.record_id, known.record)
+    if columns.subject_id is None:
+        return Kinds(record, record)
+    return Kinds(record, kind(columns.subject_id, known.subject))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what readers raise into one sentence without any value of the file."""
+    try:
+        yield
+    except SisaError:
+        raise
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} does not exist.") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # A CSV reader quotes the offending line after its second colon.
+        reason = ": ".join(str(error).splitlines()[0].split(": ")[:2]).rstrip(".")
+        raise DataError(f"{path.name} cannot be read: {reason}.", "Write the file anew.") from None
+
+
+def _needed(path: Path, columns: Columns, target: bool) -> list[str]:
+    ids = [columns.record_id] + ([columns.subject_id] if columns.subject_id else [])
+    names = [*ids, *([columns.target] if target else []), *(f.name for f in columns.features)]
+    there = set(schema_of(path).names)
+    if not target and columns.subject_id not in there:
+        names = [n for n in names if n != columns.subject_id]
+    missing = [n for n in names if n not in there]
+    if missing:
+        raise DataError(
+            f"{path.name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}.",
+            "Add what is missing, or point to another file.",
+        )
+    return names
+
+
+def _batches(path: Path, columns: Columns, names: list[str]) -> Iterator[pa.RecordBatch]:
+    kind = SUFFIXES[path.suffix.lower()]
+    if kind == "parquet":
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(BATCH_ROWS, columns=names)
+    elif kind == "csv":
+        yield from _open_csv(path, columns, names)
+    else:
+        for batch in _open_arrow(path):
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield batch.slice(start, BATCH_ROWS)
+
+
+def _open_csv(path: Path, columns: Columns, names: list[str]) -> pacsv.CSVStreamingReader:
+    types: dict[str, pa.DataType] = {columns.record_id: pa.string()}
+    if columns.subject_id:
+        types[columns.subject_id] = pa.string()
+    for feature in columns.features:
+        if feature.kind == "array":
+            raise DataError(
+                f"{path.name} is CSV, which cannot hold the array feature {feature.name!r}.",
+                "Use Parquet or Arrow.",
+            )
+        types[feature.name] = feature.arrow
+    if columns.classes is not None:
+        types[columns.target] = _class_type(columns.classes)
+    options = pacsv.ConvertOptions(
+        column_types=types, include_columns=names, strings_can_be_null=True
+    )
+    return pacsv.open_csv(path, convert_options=options)
+
+
+def _open_arrow(path: Path) -> Any:
+    try:
+        reader = pa.ipc.open_file(pa.OSFile(str(path)))
+    except pa.ArrowInvalid:
+        return pa.ipc.open_stream(pa.OSFile(str(path)))
+    return _FileBatches(reader)
+
+
+class _FileBatches:
+    """An Arrow file as an iterable of its record batches."""
+
+    def __init__(self, reader: pa.ipc.RecordBatchFileReader) -> None:
+        self._reader = reader
+        self.schema = reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return map(self._reader.get_batch, range(self._reader.num_record_batches))
+
+
+def _cast(
+    batch: pa.RecordBatch, first: int, path: Path, columns: Columns, kinds: Kinds, target: bool
+) -> Rows:
+    def where(name: str) -> str:
+        return f"Column {name!r} of {path.name}"
+
+    record_ids = _ids(batch.column(columns.record_id), kinds.record, where(columns.record_id))
+    subject_ids = record_ids
+    if columns.subject_id is not None and columns.subject_id in batch.schema.names:
+        subject_ids = _ids(
+            batch.column(columns.subject_id), kinds.subject, where(columns.subject_id)
+        )
+    arrays: dict[str, pa.Array] = {}
+    if target:
+        arrays[TARGET] = _fitting(
+            where(columns.target), partial(_target, batch.column(columns.target), columns)
+        )
+    for feature in columns.features:
+        arrays[feature.column] = _fitting(
+            where(feature.name), partial(cast_feature, batch.column(feature.name), feature)
+        )
+    schema = pa.schema([columns.schema.field(name) for name in arrays])
+    table = pa.table(list(arrays.values()), schema=schema)
+    return Rows(first, record_ids, subject_ids, batch.column(columns.record_id), table)
+
+
+def _ids(column: pa.Array, kind: IdKind | None, what: str) -> list[bytes]:
+    ids = keys.canonical_ids(column, what)
+    if kind == "integer" and keys.id_kind(column.type, what) == "string":
+        digits = pc.match_substring_regex(column, r"^(0|-?[1-9][0-9]*)$")
+        if not pc.all(digits).as_py():
+            raise DataError(
+                f"{what} has ids that are no integers, but the data set has integer ids.",
+                "Use one type of id throughout.",
+            )
+    return ids
+
+
+def _fitting(what: str, cast: Callable[[], pa.Array]) -> pa.Array:
+    try:
+        return cast()
+    except DataError as error:
+        raise DataError(f"{what} {error.message}", error.remedy) from None
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"{what} does not fit its declared type: {str(error).splitlines()[0]}.",
+            "Correct the source, or the recipe before the first ingest.",
+        ) from None
+
+
+def _class_type(classes: tuple[str | int, ...]) -> pa.DataType:
+    return pa.string() if any(isinstance(c, str) for c in classes) else pa.int64()
+
+
+def _target(column: pa.Array, columns: Columns) -> pa.Array:
+    if column.null_count:
+        raise DataError(f"has {column.null_count} null targets.", "Leave these rows out.")
+    column = _plain(column)
+    if columns.classes is None:
+        values = column.cast(pa.float64())
+        if not pc.all(pc.is_finite(values)).as_py():
+            raise DataError("has targets that are not finite.", "Leave these rows out.")
+        return pc.add(values, 0.0)
+    kind = _class_type(columns.classes)
+    if pa.types.is_boolean(column.type) and pa.types.is_integer(kind):
+        column = column.cast(pa.int8())
+    index = pc.index_in(column.cast(kind), value_set=pa.array(columns.classes, kind))
+    if index.null_count:
+        raise DataError(
+            f"has {index.null_count} values that are not among the declared classes.",
+            "Declare them in recipe.data.classes before the first ingest, or leave the rows out.",
+        )
+    return index
+
+
+def cast_feature(column: pa.Array, feature: Feature) -> pa.Array:
+    """Cast a feature column to how a partition stores it.
+
+    NaN of a scalar becomes null; -0.0 becomes 0.0; NaN in an array gets one canonical payload.
+
+    Raises:
+        DataError: A value is infinite, an array is null or of another length.
+        pyarrow.ArrowInvalid: A value does not fit the declared type.
+    """
+    column = _plain(column)
+    if feature.kind == "text":
+        return column.cast(pa.string())
+    if feature.kind == "array":
+        return _cast_array(column, feature)
+    if pa.types.is_null(column.type):
+        return column.cast(feature.arrow)
+    if not pa.types.is_floating(column.type):
+        return column.cast(feature.arrow)
+    column = pc.if_else(pc.is_nan(column), None, column)
+    cast = column.cast(feature.arrow)
+    if not pa.types.is_floating(feature.arrow):
+        return cast
+    if not pc.all(pc.is_finite(cast)).as_py() and cast.null_count < len(cast):
+        raise DataError("has infinite values.", "Replace them in the source, by null if unknown.")
+    return pc.add(cast, pa.scalar(0.0, feature.arrow))
+
+
+def _cast_array(column: pa.Array, feature: Feature) -> pa.Array:
+    if column.null_count:
+        raise DataError(f"has {column.null_count} null arrays.", "Leave these rows out.")
+    if pa.types.is_fixed_size_binary(column.type):
+        if column.type.byte_width != feature.arrow.byte_width:
+            raise DataError(f"has arrays of another size than {feature.element}[{feature.size}].")
+        values = np.frombuffer(b"".join(column.to_pylist()), dtype=feature.dtype)
+    else:
+        values = _elements(column, feature)
+    if np.issubdtype(feature.dtype, np.floating):
+        values = np.where(np.isnan(values), np.array(np.nan, feature.dtype), values + 0)
+    flat = np.ascontiguousarray(values, dtype=feature.dtype)
+    return pa.FixedSizeBinaryArray.from_buffers(
+        feature.arrow, len(column), [None, pa.py_buffer(flat)]
+    )
+
+
+def _elements(column: pa.Array, feature: Feature) -> Any:
+    kind = column.type
+    if not (
+        pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    ):
+        raise DataError(f"holds {kind} values, not arrays of {feature.element}.")
+    lengths = pc.list_value_length(column)
+    if not pc.all(pc.equal(lengths, feature.size)).as_py():
+        raise DataError(f"has arrays of another length than {feature.size}.")
+    flat = column.flatten()
+    if flat.null_count:
+        raise DataError(f"has {flat.null_count} null elements in arrays.")
+    return flat.cast(element_type(feature.element)).to_numpy(zero_copy_only=False)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Dictionary-encoded columns as plain ones: a dictionary keeps values of rows that are gone."""
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    return column

@@ -1,0 +1,285 @@
+"""The command line: thin commands, each calling one method of the Workspace."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sisa import __version__
+from sisa.errors import SisaError, UsageError
+
+if TYPE_CHECKING:
+    from sisa.results import Result
+    from sisa.workspace import Workspace
+
+Command = Callable[..., Any]
+
+EPILOG = """
+Exit codes: 0 done; 1 failure; 2 usage; 3 configuration or doctor findings; 4 exactness disproved;
+5 workspace or file not found; 6 incomplete or not comparable; 75 try again; 130 interrupted.
+"""
+
+
+class Group(click.Group):
+    """Turns usage errors into the same JSON object as all other errors."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line and end the process with its exit code."""
+        extra["standalone_mode"] = False
+        style = "json" if "json" in _values(sys.argv, "--output") else "text"
+        try:
+            code = super().main(*args, **extra)
+        except click.exceptions.Abort:
+            code = 130
+        except click.UsageError as error:
+            if style == "text":
+                error.show()
+            else:
+                _fail(UsageError(error.format_message()), style)
+            code = 2
+        except click.ClickException as error:
+            code = _fail(SisaError(error.format_message()), style)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _values(arguments: Sequence[str], option: str) -> list[str]:
+    follow = [b for a, b in pairwise(arguments) if a == option]
+    return follow + [a.partition("=")[2] for a in arguments if a.startswith(f"{option}=")]
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-C", "folder", type=click.Path(path_type=Path), help="The workspace, exactly.")
+@click.version_option(__version__, prog_name="sisa")
+@click.pass_context
+def main(context: click.Context, folder: Path | None) -> None:
+    """Train models that can forget: exactly, provably, and without starting over."""
+    context.obj = folder
+
+
+def common(command: Command) -> Command:
+    """The options of every command, and the one place where errors become exit codes."""
+
+    @click.option(
+        "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+    )
+    @click.option(
+        "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Overrule sisa.yaml."
+    )
+    @click.option("-v", "--verbose", is_flag=True, help="Show a traceback with an error.")
+    @functools.wraps(command)
+    def run(
+        context: click.Context,
+        output: str,
+        settings: tuple[str, ...],
+        verbose: bool,
+        **options: Any,
+    ) -> int:
+        from sisa.output import show
+
+        try:
+            result: Result = command(_Call(context.obj, settings), **options)
+        except SisaError as error:
+            if verbose:
+                raise
+            return _fail(error, output)
+        except KeyboardInterrupt:
+            return 130
+        except OSError as error:
+            if verbose:
+                raise
+            named = f": {error.filename}" if error.filename else ""
+            return _fail(SisaError(f"{error.strerror or error}{named}."), output)
+        show(result, output)
+        return result.exit_code
+
+    return click.pass_context(run)
+
+
+def _fail(error: SisaError, style: str) -> int:
+    from sisa.output import show_error
+
+    show_error(error, style)
+    return error.exit_code
+
+
+class _Call:
+    """One call of a command: where the workspace is, and what overrules its settings."""
+
+    def __init__(self, folder: Path | None, settings: tuple[str, ...]) -> None:
+        self.folder, self.settings = folder, settings
+
+    def open(self) -> Workspace:
+        """Open the workspace that the call is about."""
+        from sisa.output import Progress
+        from sisa.workspace import Workspace
+
+        return Workspace.open(
+            self.folder or Path.cwd(),
+            self.settings,
+            Progress().reporter(),
+            exact=self.folder is not None,
+        )
+
+
+def _listed(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Names given once each or separated by commas."""
+    return tuple(name for part in value for name in part.split(",") if name)
+
+
+@main.command(epilog="Example: sisa init shop --data rows.parquet --record-id id --target bought")
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@click.option("--data", required=True, multiple=True, type=click.Path(path_type=Path))
+@click.option("--record-id", required=True, help="Column of record ids.")
+@click.option("--subject-id", help="Column of data subjects; default: each record its own.")
+@click.option("--target", required=True, help="Column to predict.")
+@click.option("--task", type=click.Choice(["classification", "regression"]))
+@click.option("--features", multiple=True, callback=_listed, help="Columns to learn from.")
+@click.option("--drop", multiple=True, callback=_listed, help="Columns to leave out.")
+@click.option("--shards", type=int)
+@click.option("--slices", type=int)
+@click.option("--learner", help="logistic, mlp, or module:factory.")
+@click.option("--epochs", type=float)
+@common
+def init(call: _Call, directory: Path | None, data: tuple[Path, ...], **choices: Any) -> Result:
+    """Make a workspace: look at the data and write sisa.yaml and the keys."""
+    from sisa.workspace import Workspace
+
+    return Workspace.init(directory or call.folder or Path.cwd(), data, **choices)
+
+
+@main.command(epilog="Example: sisa doctor --output json")
+@common
+def doctor(call: _Call) -> Result:
+    """Find everything that would break the guarantee."""
+    with call.open() as workspace:
+        return workspace.doctor()
+
+
+@main.command(epilog="Example: sisa ingest more.parquet")
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@common
+def ingest(call: _Call, sources: tuple[Path, ...]) -> Result:
+    """Take Parquet, CSV and Arrow files and folders in."""
+    with call.open() as workspace:
+        return workspace.ingest(*sources)
+
+
+@main.command(epilog="Example: sisa train --set runtime.executor.kind=process")
+@common
+def train(call: _Call) -> Result:
+    """Train what is missing and publish the ensemble."""
+    with call.open() as workspace:
+        return workspace.train()
+
+
+@main.command(epilog="Example: sisa evaluate test.parquet")
+@click.argument("file", type=click.Path(path_type=Path))
+@common
+def evaluate(call: _Call, file: Path) -> Result:
+    """Held-out metrics of the current generation."""
+    with call.open() as workspace:
+        return workspace.evaluate(file)
+
+
+@main.command(epilog="Example: sisa predict new.parquet --out predictions.parquet")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".parquet or .csv")
+@common
+def predict(call: _Call, file: Path, out: Path) -> Result:
+    """Predict the rows of a file."""
+    with call.open() as workspace:
+        return workspace.predict_file(file, out)
+
+
+@main.command(epilog="Example: sisa forget --subject alice --subject bob --yes")
+@click.option("--subject", "subjects", multiple=True, help="Id of a data subject.")
+@click.option("--record", "records", multiple=True, help="Id of a record.")
+@click.option("--file", "listed", type=click.File(), help="Subject ids, one a line; - for stdin.")
+@click.option("--no-wait", is_flag=True, help="Accept and roll back; `sisa work` does the rest.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def forget(
+    call: _Call,
+    subjects: tuple[str, ...],
+    records: tuple[str, ...],
+    listed: Any,
+    no_wait: bool,
+    dry_run: bool,
+    yes: bool,
+) -> Result:
+    """Erase data subjects or single records."""
+    named = [*subjects, *(line.strip() for line in listed or () if line.strip())]
+    if not dry_run and not yes:
+        _confirm(f"Erase {len(named)} subjects and {len(records)} records for good?")
+    with call.open() as workspace:
+        return workspace.forget(named, records, wait=not no_wait, dry_run=dry_run)
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "This erases data for good.", "Add --yes, or --dry-run to see what it does."
+        )
+    click.confirm(question, abort=True, err=True)
+
+
+@main.command(epilog="Example: sisa work")
+@common
+def work(call: _Call) -> Result:
+    """Finish what is accepted, and whatever a crash left undone."""
+    with call.open() as workspace:
+        return workspace.work()
+
+
+@main.command(epilog="Example: sisa verify --sample 2")
+@click.option("--shard", type=int, help="Replay this shard only.")
+@click.option("--sample", type=click.IntRange(min=1), help="Replay so many shards, at random.")
+@click.option("--no-replay", is_flag=True, help="Check what is stored, train nothing.")
+@common
+def verify(call: _Call, shard: int | None, sample: int | None, no_replay: bool) -> Result:
+    """Show that the ensemble is what training on the stored data gives."""
+    with call.open() as workspace:
+        return workspace.verify(shard, sample, replay=not no_replay)
+
+
+@main.command(epilog="Example: sisa lineage --subject alice")
+@click.option("--subject", help="Id of a data subject.")
+@click.option("--record", help="Id of a record.")
+@common
+def lineage(call: _Call, subject: str | None, record: str | None) -> Result:
+    """From a subject or record down to models and certificates."""
+    with call.open() as workspace:
+        return workspace.lineage(subject, record)
+
+
+@main.command(epilog="Example: sisa plan --subject alice")
+@click.option("--subject", "subjects", multiple=True, help="Id of a data subject.")
+@click.option("--record", "records", multiple=True, help="Id of a record.")
+@common
+def plan(call: _Call, subjects: tuple[str, ...], records: tuple[str, ...]) -> Result:
+    """What an erasure will cost."""
+    with call.open() as workspace:
+        return workspace.plan(subjects, records)
+
+
+@main.command(epilog="Example: sisa status --output json")
+@common
+def status(call: _Call) -> Result:
+    """The current generation and all requests."""
+    with call.open() as workspace:
+        return workspace.status()
+
+
+@main.command(epilog="Example: sisa history")
+@common
+def history(call: _Call) -> Result:
+    """All generations."""
+    with call.open() as workspace:
+        return workspace.history()

@@ -1,0 +1,128 @@
+"""What the parts of the system are handed: one workspace, opened."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from data_index.dataset import DataSet
+from data_index.keys import Keyring
+from data_index.ledger import GenerationEntry, Ledger
+from data_index.schema import Columns
+from data_index.storage import Store
+from data_index.tombstones import Epochs
+from sisa import learners
+from sisa.build import Progress
+from sisa.config import Config
+from sisa.errors import ConfigurationError, IncompleteError
+from sisa.executor import Executor
+from sisa.generation import Generation
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where progress and warnings go; by default nowhere."""
+
+    stage: Progress = lambda record, stages: None
+    rows: Callable[[int], None] = lambda rows: None
+    warn: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True)
+class Context:
+    """One opened workspace.
+
+    Attributes:
+        folder: The workspace.
+        config: Its configuration.
+        ring: Subkeys of its secret.
+        epochs: Live tombstone epochs.
+        store: Its store.
+        ledger: Its ledger.
+        make_executor: Makes the executor that the configuration names.
+        report: Where progress goes.
+    """
+
+    folder: Path
+    config: Config
+    ring: Keyring
+    epochs: Epochs
+    store: Store
+    ledger: Ledger
+    make_executor: Callable[[], Executor]
+    report: Reporter
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What the recipe declares of the sources."""
+        return self.config.recipe.data.columns()
+
+    @property
+    def import_paths(self) -> tuple[str, ...]:
+        """Where user modules are found."""
+        return (str(self.folder),)
+
+    @cached_property
+    def training(self) -> str:
+        """The training digest of the recipe as it is now."""
+        self.find_user_modules()
+        factory = self.config.recipe.learner.factory
+        return self.config.recipe.training_digest(learners.code_digest(factory))
+
+    def find_user_modules(self) -> None:
+        """Let modules that lie beside sisa.yaml be imported."""
+        for path in self.import_paths:
+            if path not in sys.path:
+                sys.path.insert(0, path)
+
+    def dataset(self) -> DataSet:
+        """The current data set; an empty one before the first ingest.
+
+        Raises:
+            ConfigurationError: Data or partition of the recipe were changed after an ingest.
+        """
+        layout = self.config.recipe.layout_digest()
+        ref = self.ledger.dataset()
+        if ref is None:
+            return DataSet(layout)
+        found = DataSet.load(self.store, ref)
+        if found.layout != layout:
+            raise ConfigurationError(
+                "recipe.data or recipe.partition was changed after the first ingest.",
+                "Change it back, or ingest into a new workspace.",
+            )
+        return found
+
+    def current(self) -> tuple[GenerationEntry, Generation] | None:
+        """The current generation, None before the first training."""
+        entry = self.ledger.generation()
+        if entry is None or entry.manifest is None:
+            return None
+        return entry, Generation.load(self.store, entry.manifest)
+
+    def served(self) -> tuple[GenerationEntry, Generation]:
+        """The current generation.
+
+        Raises:
+            IncompleteError: Nothing has been trained yet.
+        """
+        found = self.current()
+        if found is None:
+            raise IncompleteError("Nothing has been trained yet.", "Run `sisa train`.")
+        return found
+
+    def require_trained_recipe(self, current: Generation) -> None:
+        """Refuse to erase under another recipe than the current generation's.
+
+        Raises:
+            ConfigurationError: Learner, training or its code were changed since.
+        """
+        if current.training != self.training:
+            raise ConfigurationError(
+                "The learner, the training section or the learner's code was changed since the "
+                "current generation was trained.",
+                "Run `sisa train` first, or change it back.",
+            )

@@ -1,0 +1,214 @@
+"""Seeds, batch order, epochs of a stage, threads and the environment fingerprint.
+
+Everything here is a function of (seed, shard, slice, epoch, batch) and of record keys, never of
+positions or of how much data there is elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sisa.config import Training
+
+Words = npt.NDArray[np.uint64]
+Indices = npt.NDArray[np.int64]
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*parts: int) -> int:
+    """One 64-bit word of several: splitmix64 (Steele et al., OOPSLA 2014) chained over them."""
+    word = 0
+    for part in parts:
+        word = (word ^ (part & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        word = (word ^ word >> 27) * 0x94D049BB133111EB & _MASK
+        word ^= word >> 31
+    return word
+
+
+def scatter(words: Words, word: int) -> Words:
+    """splitmix64 of each of n words, started from one word; uint64 [n]."""
+    with np.errstate(over="ignore"):
+        z = (words ^ np.uint64(word)) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def stage_epochs(training: Training, slices: int) -> Fraction:
+    """Epochs of each stage: e0 * 2 / (R + 1), so that R stages visit what e0 epochs would."""
+    return Fraction(training.epochs) * 2 / (slices + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        rows: Indices of its records among those of the stage, int64 [b].
+        seed: For everything random in it, under 2**63.
+        lr: Learning rate.
+    """
+
+    rows: Indices
+    seed: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The steps of one stage, made from record keys alone.
+
+    Attributes:
+        training: The recipe's section.
+        slices: The recipe's number of slices R.
+        shard: From 0.
+        slice: From 1; may exceed R for appended data, which trains at the rate of stage R.
+        words: First word of each record key of slices 1..slice in key order, uint64 [n].
+    """
+
+    training: Training
+    slices: int
+    shard: int
+    slice: int
+    words: Words
+
+    @property
+    def shares(self) -> list[int]:
+        """Of 2**64 hashes, how many take part in each epoch: all, but for a last partial one."""
+        whole, rest = divmod(stage_epochs(self.training, self.slices), 1)
+        shares = [_MASK + 1] * int(whole)
+        return [*shares, (rest.numerator << 64) // rest.denominator] if rest else shares
+
+    @cached_property
+    def epochs(self) -> tuple[Indices, ...]:
+        """Row indices of each epoch in their order; an epoch too small for a step is empty."""
+        found = (self._epoch(number, share) for number, share in enumerate(self.shares))
+        return tuple(e if len(e) >= self.training.min_batch else e[:0] for e in found)
+
+    def _hashes(self, epoch: int) -> Words:
+        return scatter(self.words, mix(self.training.seed, self.shard, self.slice, epoch, 1))
+
+    def _epoch(self, number: int, share: int) -> Indices:
+        """In hash order; a record is in a partial epoch iff its hash is under the share."""
+        hashes = self._hashes(number)
+        if share > _MASK:
+            return np.argsort(hashes, kind="stable")
+        rows = np.flatnonzero(hashes < np.uint64(share))
+        return rows[np.argsort(hashes[rows], kind="stable")]
+
+    @property
+    def samples(self) -> int:
+        """Records visited, each once per epoch in which it takes part; sorts nothing."""
+        counts = (
+            len(self.words)
+            if share > _MASK
+            else int(np.count_nonzero(self._hashes(number) < np.uint64(share)))
+            for number, share in enumerate(self.shares)
+        )
+        return sum(count for count in counts if count >= self.training.min_batch)
+
+    @cached_property
+    def steps(self) -> int:
+        """Number of optimizer steps."""
+        return sum(len(cuts(len(r), self.training)) for r in self.epochs)
+
+    def __iter__(self) -> Iterator[Step]:
+        done = 0
+        for epoch, rows in enumerate(self.epochs):
+            for batch, (start, end) in enumerate(cuts(len(rows), self.training)):
+                seed = mix(self.training.seed, self.shard, self.slice, epoch, batch, 2) >> 1
+                yield Step(rows[start:end], seed, self._rate(done))
+                done += 1
+
+    def _rate(self, done: int) -> float:
+        """Learning rate: a function of the slice and the fraction of this stage's steps."""
+        if self.training.schedule == "last_stage_linear" and self.slice >= self.slices:
+            return self.training.lr * (1 - done / self.steps)
+        return self.training.lr
+
+
+def cuts(rows: int, training: Training) -> list[tuple[int, int]]:
+    """Bounds of the batches of an epoch; a last one under `min_batch` joins the one before."""
+    if rows < training.min_batch:
+        return []
+    starts = list(range(0, rows, training.batch_size))
+    if len(starts) > 1 and rows - starts[-1] < training.min_batch:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], rows], strict=True))
+
+
+def init_seed(training: Training, shard: int) -> int:
+    """Seed of a shard's initial state, under 2**63."""
+    return mix(training.seed, shard, 0) >> 1
+
+
+def pin_threads(threads: int) -> None:
+    """Set the number of arithmetic threads of NumPy's BLAS and, where it is loaded, of torch.
+
+    Called inside every stage: a worker that is used again has the number of the job before.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def fingerprint() -> dict[str, Any]:
+    """What bits may depend on besides recipe and data, read back from where it is in force."""
+    from threadpoolctl import threadpool_info
+
+    pools = sorted(
+        {
+            (
+                p["internal_api"],
+                p.get("version") or "",
+                p.get("architecture") or "",
+                p["num_threads"],
+            )
+            for p in threadpool_info()
+            if p["user_api"] == "blas"
+        }
+    )
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": [list(p) for p in pools],
+        "device": "cpu",
+    }
+    if "torch" in sys.modules:
+        import torch
+
+        found["torch"] = torch.__version__
+        found["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+        found["threads"] = torch.get_num_threads()
+        found["mkldnn"] = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    else:
+        found["instruction_set"] = _numpy_features()
+    return found
+
+
+def _numpy_features() -> str:
+    from numpy._core._multiarray_umath import __cpu_features__ as features
+
+    return " ".join(sorted(name for name, there in features.items() if there))
+
+
+def cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,178 @@
+"""Train the missing stages of one shard: what a worker does, paths in and digests out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_index.storage import Store
+from data_index.view import PartitionView
+from sisa import checkpoint, determinism, learners, stage_log
+from sisa.config import Recipe
+from sisa.determinism import StagePlan
+from sisa.learners.protocol import Learner, State
+from sisa.learners.records import Encoding, Records
+from sisa.stage import Link
+from sisa.stage_log import StageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """Stages of one shard to be trained one after the other.
+
+    Attributes:
+        shard: From 0.
+        attempt: Unique name of this job.
+        recipe: The recipe.
+        views: All its partitions that hold a row, in slice order.
+        links: The stages to train, in order.
+        parent: The stored stage before the first of them, None for the shard's beginning.
+        store: Folder that partitions and the parent are read from.
+        output: Folder that checkpoints and the stage log are written to.
+        import_paths: Where user modules are found.
+    """
+
+    shard: int
+    attempt: str
+    recipe: Recipe
+    views: tuple[PartitionView, ...]
+    links: tuple[Link, ...]
+    parent: StageRecord | None
+    store: str
+    output: str
+    import_paths: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is handed to a worker."""
+        return {
+            "shard": self.shard,
+            "attempt": self.attempt,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "views": [v.to_json() for v in self.views],
+            "links": [link.to_json() for link in self.links],
+            "parent": self.parent and asdict(self.parent),
+            "store": self.store,
+            "output": self.output,
+            "import_paths": list(self.import_paths),
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> ShardJob:
+        """The inverse of `to_json`."""
+        return cls(
+            shard=found["shard"],
+            attempt=found["attempt"],
+            recipe=Recipe.model_validate(found["recipe"]),
+            views=tuple(map(PartitionView.from_json, found["views"])),
+            links=tuple(Link(**link) for link in found["links"]),
+            parent=found["parent"] and StageRecord.from_json(found["parent"]),
+            store=found["store"],
+            output=found["output"],
+            import_paths=tuple(found["import_paths"]),
+        )
+
+
+def train_shard(job: ShardJob) -> None:
+    """Train a job's stages; what it did stands in the stage log of its output.
+
+    Stages that an earlier attempt of the same output has stored are taken over. A stage that fails
+    deterministically is logged as such, and the later ones are not run.
+
+    Raises:
+        ConfigurationError: The learner does not fit.
+        ExactnessError: A partition or checkpoint is damaged.
+    """
+    for path in reversed(job.import_paths):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    job = _resumed(job)
+    if not job.links:
+        return
+    learner = learners.load(job.recipe)
+    store = Store(job.store)
+    determinism.pin_threads(job.recipe.training.threads)
+    records, slices = _records(job, store)
+    state = _parent_state(job, store, learner)
+    writer = stage_log.Writer(Store(job.output), job.shard, job.attempt)
+    try:
+        for link in job.links:
+            rows = records.take(slices <= link.slice)
+            record, state = _stage(job, link, learner, state, rows, writer)
+            writer.add(record)
+            if record.failure:
+                break
+    finally:
+        writer.flush()
+
+
+def _resumed(job: ShardJob) -> ShardJob:
+    """The job without the stages that its output holds already."""
+    stored = stage_log.read_shard(Store(job.output), job.shard)
+    parent, links = job.parent, list(job.links)
+    while links and links[0].key in stored:
+        parent = stored[links.pop(0).key]
+        if parent.failure:
+            links = []
+    return replace(job, parent=parent, links=tuple(links))
+
+
+def _records(job: ShardJob, store: Store) -> tuple[Records, np.ndarray[Any, Any]]:
+    """All records up to the last stage in key order, and the slice of each."""
+    last = job.links[-1].slice
+    views = [v for v in job.views if v.slice <= last]
+    tables = [v.read(store) for v in views]
+    records = Encoding.of(job.recipe.data).encode(pa.concat_tables(tables))
+    slices = np.repeat([v.slice for v in views], [t.num_rows for t in tables])
+    # Ties of first words keep the order of slices, which no other record changes.
+    order = np.argsort(records.words, kind="stable")
+    return records.take(order), slices[order]
+
+
+def _parent_state(job: ShardJob, store: Store, learner: Learner) -> State:
+    if job.parent is None:
+        seed = determinism.init_seed(job.recipe.training, job.shard)
+        return checkpoint.load(checkpoint.dump(learner.init(seed)))
+    if job.parent.file is None:
+        raise ValueError("the parent of a stage has failed")
+    at = store if store.exists(job.parent.file.path) else Store(job.output)
+    return checkpoint.read(at, job.parent.file, job.parent.tensors)
+
+
+def _stage(
+    job: ShardJob,
+    link: Link,
+    learner: Learner,
+    state: State,
+    records: Records,
+    writer: stage_log.Writer,
+) -> tuple[StageRecord, State]:
+    """Train one stage. Its state comes back from its checkpoint's bytes, as the next run has it."""
+    started = time.monotonic()
+    recipe = job.recipe
+    plan = StagePlan(recipe.training, recipe.partition.slices, job.shard, link.slice, records.words)
+    done = learner.advance(state, records, plan)
+    file, tensors = None, ""
+    if done.failure is None:
+        file, data = writer.checkpoint(done.state)
+        state = checkpoint.load(data)
+        tensors = checkpoint.tensors_digest(state)
+    record = StageRecord(
+        key=link.key,
+        parent=link.parent,
+        shard=job.shard,
+        slice=link.slice,
+        tensors=tensors,
+        file=file,
+        samples=plan.samples,
+        steps=plan.steps,
+        seconds=round(time.monotonic() - started, 6),
+        loss=stage_log.finite(done.loss),
+        failure=done.failure,
+        fingerprint=determinism.fingerprint(),
+    )
+    return record, state

@@ -1,0 +1,317 @@
+"""Show that the published ensemble is what a first training on the stored data gives.
+
+Tombstones against stored keys, digests of every reachable file, lineage against partitions, the
+chain, and a replay: every served stage trained again in a clean process and compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from data_index import keys, lineage, partition
+from data_index.dataset import DataSet
+from data_index.keys import Keys
+from data_index.schema import LINEAGE, RECORD_KEY, SUBJECT_KEY
+from data_index.storage import FileRef, Store
+from data_index.view import PartitionView, through
+from sisa import learners, stage_log
+from sisa.build import Walk, build
+from sisa.config import Recipe
+from sisa.context import Context
+from sisa.errors import ExactnessError
+from sisa.executor import ProcessExecutor
+from sisa.generation import Constituent, Generation
+from sisa.results import Check, ShardReplay, Verified
+from sisa.stage import Link, chain
+from sisa.stage_log import StageRecord
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is verified: the current data set and generation as they were read."""
+
+    context: Context
+    dataset: DataSet
+    number: int
+    generation: Generation
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the generation was trained with."""
+        return self.generation.recipe
+
+    @cached_property
+    def views(self) -> tuple[PartitionView, ...]:
+        """The data set without what is accepted but not rewritten yet."""
+        c = self.context
+        gone = c.ledger.pending().gone
+        return through(c.store, c.ring, c.columns, self.dataset, gone)
+
+    @cached_property
+    def chains(self) -> dict[int, tuple[Link, ...]]:
+        """The chain of each shard over these views."""
+        shards = sorted({v.shard for v in self.views})
+        training = self.generation.training
+        return {s: chain(s, (v for v in self.views if v.shard == s), training) for s in shards}
+
+
+def verify(
+    context: Context, shard: int | None = None, sample: int | None = None, replay: bool = True
+) -> Verified:
+    """Check everything that is stored and, unless told not to, replay.
+
+    Args:
+        context: The workspace.
+        shard: Replay this shard only.
+        sample: Replay this many shards, drawn at random.
+        replay: Whether to replay at all.
+
+    Raises:
+        IncompleteError: Nothing has been trained yet.
+        ExactnessError: A manifest is damaged, so that nothing can be checked.
+    """
+    entry, generation = context.served()
+    subject = _Subject(context, context.dataset(), entry.number, generation)
+    checks = [
+        _check("files", lambda: _files(subject)),
+        _check("partitions", lambda: _partitions(subject)),
+        _check("lineage", lambda: _lineage(subject)),
+        _check("tombstones", lambda: _tombstones(subject)),
+        _check("chain", lambda: _chain(subject)),
+        _check("depth", lambda: _depth(subject)),
+    ]
+    shards: tuple[ShardReplay, ...] = ()
+    if replay and all(c.passed is not False for c in checks):
+        checks.append(_check("code", lambda: _code(subject)))
+        shards = _replay(subject, _chosen(generation, shard, sample))
+        checks.append(_replayed(shards, generation))
+    proved = replay and all(c.passed for c in checks)
+    wrong = any(c.passed is False for c in checks)
+    return Verified(
+        exact=False if wrong else (True if proved else None),
+        generation=entry.number,
+        digest=entry.digest,
+        checks=tuple(checks),
+        shards=shards,
+        replayed=bool(shards),
+    )
+
+
+Outcome = tuple[bool | None, str]
+
+
+def _check(name: str, run: Callable[[], Outcome]) -> Check:
+    try:
+        passed, detail = run()
+    except ExactnessError as error:
+        passed, detail = False, str(error)
+    return Check(name=name, passed=passed, detail=detail)
+
+
+def _files(subject: _Subject) -> Outcome:
+    """Every reachable file has the bytes that were written."""
+    store = subject.context.store
+    stages = {s.file: s for c in subject.generation.constituents for s in c.stages}
+    files: list[FileRef] = [*subject.dataset.files(), *stages]
+    broken = []
+    for file in files:
+        try:
+            store.read(file)
+        except ExactnessError as error:
+            broken.append(error.message)
+    if broken:
+        return False, " ".join(broken[:5])
+    return True, f"{len(files)} files have their recorded sha256"
+
+
+def _partitions(subject: _Subject) -> Outcome:
+    """Rows of every partition give the logical digest that stage keys were made of."""
+    c = subject.context
+    for part in subject.dataset.partitions:
+        table = partition.read(c.store.read(part.file))
+        place = f"slice {part.slice} of shard {part.shard}"
+        if table.num_rows != part.rows:
+            return False, f"{place} has {table.num_rows} rows, not {part.rows}"
+        if partition.digest_of(table, c.columns, c.ring) != part.logical:
+            return False, f"the rows of {place} do not give its logical digest"
+    return True, f"{len(subject.dataset.partitions)} partitions give their logical digests"
+
+
+def _lineage(subject: _Subject) -> Outcome:
+    """Both indexes hold exactly the rows of the partitions, where they sit."""
+    c = subject.context
+    parts = []
+    for part in subject.dataset.partitions:
+        table = partition.read(c.store.read(part.file))
+        digests = keys.to_arrow(partition.row_digests(table, c.columns, c.ring))
+        place = [
+            pa.array(np.full(table.num_rows, n, dtype=np.int32)) for n in (part.shard, part.slice)
+        ]
+        columns = [table[RECORD_KEY], table[SUBJECT_KEY], *place, digests]
+        parts.append(pa.table(columns, schema=LINEAGE))
+    rows = pa.concat_tables([LINEAGE.empty_table(), *parts])
+    for name, index, by in (
+        ("record", subject.dataset.by_record, (RECORD_KEY,)),
+        ("subject", subject.dataset.by_subject, (SUBJECT_KEY, RECORD_KEY)),
+    ):
+        order = keys.sort_order(*(keys.from_arrow(rows[column]) for column in by))
+        expected = rows.take(pa.array(order)).combine_chunks()
+        stored = [t.cast(LINEAGE) for t in lineage.scan(c.store, index)]
+        found = pa.concat_tables([LINEAGE.empty_table(), *stored]).combine_chunks()
+        if not found.equals(expected):
+            return False, f"the index by {name} does not hold exactly the rows of the partitions"
+    return True, f"both indexes hold the {rows.num_rows} rows of the partitions"
+
+
+def _tombstones(subject: _Subject) -> Outcome:
+    """No stored key is of an erased subject or record; files that nothing points to included."""
+    c = subject.context
+    stones = c.ledger.tombstones()
+    pending = c.ledger.pending().gone
+    met = waiting = count = 0
+    for found in _stored_keys(c.store):
+        hit = _meets(c, stones, found)
+        held = pending.mask(found) if pending else np.zeros(len(hit), dtype=bool)
+        met += int((hit & ~held).sum())
+        waiting += int((hit & held).sum())
+        count += len(hit)
+    if met:
+        return False, f"{met} stored rows belong to erased subjects or records"
+    if waiting:
+        return None, f"{waiting} stored rows wait to be rewritten; run `sisa work`"
+    return True, f"none of {count} stored rows meets one of {len(stones)} tombstones"
+
+
+def _stored_keys(store: Store) -> Iterator[pa.Table]:
+    for folder in ("partitions", "lineage", "journal"):
+        for path in store.list(folder):
+            yield partition.read(store.read_unchecked(path), [RECORD_KEY, SUBJECT_KEY])
+
+
+def _meets(
+    context: Context, stones: Keys, table: pa.Table
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    hit = context.epochs.meets(stones, keys.from_arrow(table[RECORD_KEY]))
+    hit |= context.epochs.meets(stones, keys.from_arrow(table[SUBJECT_KEY]))
+    return hit
+
+
+def _chain(subject: _Subject) -> Outcome:
+    """Stage keys of the generation are those of the stored data."""
+    for constituent in subject.generation.constituents:
+        links = subject.chains.get(constituent.shard, ())
+        served = [(s.slice, s.key) for s in constituent.stages]
+        if served != [(link.slice, link.key) for link in links[: len(served)]]:
+            return False, f"the stages of shard {constituent.shard} are not those of its data"
+        failed = constituent.failed
+        if failed and failed not in [link.key for link in links]:
+            return False, f"shard {constituent.shard} failed on other data than it has"
+    missing = set(subject.chains) - {c.shard for c in subject.generation.constituents}
+    if missing:
+        return False, f"shards {sorted(missing)} have data but no constituent"
+    return True, f"{sum(map(len, subject.chains.values()))} stage keys follow from the data"
+
+
+def _depth(subject: _Subject) -> Outcome:
+    """Nothing is rolled back."""
+    short = [
+        c.shard
+        for c in subject.generation.constituents
+        if c.failed is None and len(c.stages) < len(subject.chains.get(c.shard, ()))
+    ]
+    if short:
+        return None, f"shards {short} are rolled back; run `sisa work`"
+    return True, "every constituent is served with all its stages"
+
+
+def _code(subject: _Subject) -> Outcome:
+    """The learner's code is the one that the generation was trained with."""
+    subject.context.find_user_modules()
+    code = learners.code_digest(subject.recipe.learner.factory)
+    if subject.recipe.training_digest(code) != subject.generation.training:
+        return None, "the learner's code was changed since; a replay compares nothing"
+    return True, "the learner's code is the recorded one"
+
+
+def _chosen(
+    generation: Generation, shard: int | None, sample: int | None
+) -> tuple[Constituent, ...]:
+    constituents = generation.constituents
+    if shard is not None:
+        return tuple(c for c in constituents if c.shard == shard)
+    if sample is not None and sample < len(constituents):
+        picked = random.SystemRandom().sample(range(len(constituents)), sample)
+        return tuple(constituents[i] for i in sorted(picked))
+    return constituents
+
+
+def _replay(subject: _Subject, chosen: tuple[Constituent, ...]) -> tuple[ShardReplay, ...]:
+    """Train the served stages again, from nothing, into a store of its own."""
+    c = subject.context
+    output = Store(c.store.scratch())
+    try:
+        walks = [_walk(subject, constituent) for constituent in chosen]
+        build(
+            c.store,
+            subject.recipe,
+            [w for w in walks if w.links],
+            ProcessExecutor(c.config.runtime.executor.workers),
+            c.report.stage,
+            output=output,
+            import_paths=c.import_paths,
+        )
+        return tuple(_compare(subject, constituent, output) for constituent in chosen)
+    finally:
+        shutil.rmtree(output.root, ignore_errors=True)
+
+
+def _walk(subject: _Subject, constituent: Constituent) -> Walk:
+    views = tuple(v for v in subject.views if v.shard == constituent.shard)
+    depth = len(constituent.stages) + (constituent.failed is not None)
+    return Walk(constituent.shard, views, subject.chains[constituent.shard][:depth], ())
+
+
+def _compare(subject: _Subject, constituent: Constituent, output: Store) -> ShardReplay:
+    """Every served stage against its replay."""
+    again = stage_log.read_shard(output, constituent.shard)
+    stored = stage_log.read_shard(subject.context.store, constituent.shard)
+    differs = [s for s in constituent.stages if again[s.key].tensors != s.tensors]
+    last = constituent.stages[-1] if constituent.stages else None
+    failure = again[constituent.failed].failure if constituent.failed else None
+    detail, comparable = "equal, bit for bit", True
+    if constituent.failed and failure is None:
+        detail = "it failed, and its replay did not"
+    elif differs:
+        first = differs[0]
+        comparable = _same_environment(stored.get(first.key), again[first.key])
+        detail = f"slice {first.slice} differs" + (
+            "" if comparable else ", in another environment than it was trained in"
+        )
+    return ShardReplay(
+        shard=constituent.shard,
+        digest=last and last.tensors,
+        replay_digest=last and again[last.key].tensors,
+        comparable=comparable,
+        detail=detail,
+    )
+
+
+def _same_environment(stored: StageRecord | None, again: StageRecord) -> bool:
+    return stored is None or stored.fingerprint == again.fingerprint
+
+
+def _replayed(shards: tuple[ShardReplay, ...], generation: Generation) -> Check:
+    count = f"{len(shards)} of {len(generation.constituents)} shards"
+    different = [s for s in shards if s.detail != "equal, bit for bit"]
+    if not different:
+        return Check(name="replay", passed=True, detail=f"{count} came out bit for bit")
+    detail = "; ".join(f"shard {s.shard}: {s.detail}" for s in different)
+    wrong = any(s.comparable for s in different)
+    return Check(name="replay", passed=False if wrong else None, detail=detail)
