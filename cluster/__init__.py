@@ -1,0 +1,1 @@
+"""Where shards are trained: on Ray. The only package that imports it."""

@@ -8,6 +8,7 @@ moves no other.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,11 +88,10 @@ def canonical_ids(column: pa.ChunkedArray | pa.Array, what: str) -> list[bytes]:
         DataError: An id is null, empty, padded with white space, or of another type.
     """
     kind = id_kind(column.type, what)
-    if column.null_count:
-        raise DataError(f"{what} has {column.null_count} null ids.", "Give every row an id.")
     text = column.cast(pa.string())
+    if text.null_count:
+        raise DataError(f"{what} has {text.null_count} null ids.", "Give every row an id.")
     if kind == "string":
-        text = pc.utf8_normalize(text, form="NFC")
         trimmed = pc.utf8_trim_whitespace(text)
         if not pc.all(pc.equal(text, trimmed)).as_py() and len(text):
             raise DataError(
@@ -99,6 +99,8 @@ def canonical_ids(column: pa.ChunkedArray | pa.Array, what: str) -> list[bytes]:
             )
         if pc.any(pc.equal(pc.binary_length(text), 0)).as_py():
             raise DataError(f"{what} has empty ids.", "Give every row an id.")
+        # Not Arrow's utf8_normalize: until version 26 it gives NFD (apache/arrow issue 51225).
+        return [unicodedata.normalize("NFC", t).encode() for t in text.to_pylist()]
     ids: list[bytes] = text.cast(pa.binary()).to_pylist()
     return ids
 

@@ -78,7 +78,7 @@ def _take(connection: sa.Connection, name: str, now: datetime) -> Lease:
     if row.holder and row.expires > now.isoformat() and not _dead(row.holder):
         host, process, _ = row.holder.rsplit(" ", 2)
         raise BusyError(
-            f"Process {process} on {host} is writing to this workspace.",
+            f"Process {process} on {host} is the {name} of this workspace.",
             "Wait until it is done and try again.",
         )
     connection.execute(
@@ -122,9 +122,10 @@ def _dead(holder: str) -> bool:
 
 
 def _started(process: int) -> str:
-    """When a process began, in clock ticks since boot; empty if there is none."""
+    """When a process began, in clock ticks since boot; empty if there is none or it has ended."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return "" if Path("/proc/self").exists() else "unknown"
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -145,6 +145,7 @@ class Ledger:
 
         Raises:
             BusyError: Others held the database too long.
+            ConfigurationError: It cannot be written.
         """
         try:
             with self.engine.connect() as bare:
@@ -154,17 +155,25 @@ class Ledger:
         except OperationalError as error:
             if "locked" in str(error.orig):
                 raise BusyError("The ledger is locked by others.", "Try again.") from None
-            raise
+            raise ConfigurationError(
+                f"The ledger cannot be written: {error.orig}.", "Check runtime.ledger and its disk."
+            ) from None
 
-    @contextmanager
-    def writer(self) -> Iterator[Lease]:
+    def writer(self) -> AbstractContextManager[Lease]:
         """The lease of the one who may change the data set and train; renewed while it is held.
 
         Raises:
             BusyError: A live process holds it.
         """
-        with holding(self.write, "writer", self.clock) as lease:
-            yield lease
+        return holding(self.write, "writer", self.clock)
+
+    def messenger(self) -> AbstractContextManager[Lease]:
+        """The lease of the one who empties the outbox.
+
+        Raises:
+            BusyError: A live process holds it.
+        """
+        return holding(self.write, "messenger", self.clock)
 
     def dataset(self) -> FileRef | None:
         """The current data set's manifest."""
@@ -269,6 +278,7 @@ class Ledger:
             connection.execute(
                 settings.insert().values(name="certificate_head", value=certificate.sha256)
             )
+        self.compact()
 
     def events(self, request_id: str) -> list[tuple[str, str]]:
         """Time and kind of all that happened to a request."""

@@ -72,7 +72,9 @@ def expand(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            below = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            )
             if not below:
                 raise DataError(f"{path} holds no Parquet, CSV or Arrow file.")
             found += below
@@ -99,7 +101,12 @@ def schema_of(path: Path) -> pa.Schema:
 
 
 def column(path: Path, name: str) -> Iterator[pa.Array]:
-    """The values of one column of a source file as they are, batch by batch."""
+    """The values of one column of a source file as they are, batch by batch.
+
+    Raises:
+        DataError: The file cannot be read or lacks the column.
+    """
+    _present(path, [name])
     with _readable(path):
         kind = SUFFIXES[path.suffix.lower()]
         if kind == "parquet":
@@ -184,16 +191,26 @@ def _readable(path: Path) -> Iterator[None]:
 def _needed(path: Path, columns: Columns, target: bool) -> list[str]:
     ids = [columns.record_id] + ([columns.subject_id] if columns.subject_id else [])
     names = [*ids, *([columns.target] if target else []), *(f.name for f in columns.features)]
-    there = set(schema_of(path).names)
-    if not target and columns.subject_id not in there:
+    if not target and columns.subject_id not in schema_of(path).names:
         names = [n for n in names if n != columns.subject_id]
+    _present(path, names)
+    return names
+
+
+def _present(path: Path, names: list[str]) -> None:
+    """Refuse a file that does not have each of the columns exactly once."""
+    there = schema_of(path).names
     missing = [n for n in names if n not in there]
     if missing:
         raise DataError(
             f"{path.name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}.",
             "Add what is missing, or point to another file.",
         )
-    return names
+    twice = [n for n in names if there.count(n) > 1]
+    if twice:
+        raise DataError(
+            f"{path.name} has more than one column {', '.join(twice)}.", "Rename all but one."
+        )
 
 
 def _batches(path: Path, columns: Columns, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -221,7 +238,11 @@ def _open_csv(path: Path, columns: Columns, names: list[str]) -> pacsv.CSVStream
             )
         types[feature.name] = feature.arrow
     if columns.classes is not None:
-        types[columns.target] = _class_type(columns.classes)
+        guess = schema_of(path).field(columns.target).type
+        # true and 1.0 are the classes 1 of `init`, which CSV cannot convert to integers itself.
+        whole = pa.types.is_boolean(guess) or pa.types.is_floating(guess)
+        text = isinstance(columns.classes[0], str)
+        types[columns.target] = guess if whole and not text else _class_type(columns.classes)
     options = pacsv.ConvertOptions(
         column_types=types, include_columns=names, strings_can_be_null=True
     )
@@ -262,11 +283,11 @@ def _cast(
     arrays: dict[str, pa.Array] = {}
     if target:
         arrays[TARGET] = _fitting(
-            where(columns.target), partial(_target, batch.column(columns.target), columns)
+            where(columns.target), batch.column(columns.target), partial(_target, columns=columns)
         )
     for feature in columns.features:
         arrays[feature.column] = _fitting(
-            where(feature.name), partial(cast_feature, batch.column(feature.name), feature)
+            where(feature.name), batch.column(feature.name), partial(cast_feature, feature=feature)
         )
     schema = pa.schema([columns.schema.field(name) for name in arrays])
     table = pa.table(list(arrays.values()), schema=schema)
@@ -285,14 +306,14 @@ def _ids(column: pa.Array, kind: IdKind | None, what: str) -> list[bytes]:
     return ids
 
 
-def _fitting(what: str, cast: Callable[[], pa.Array]) -> pa.Array:
+def _fitting(what: str, column: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> pa.Array:
     try:
-        return cast()
+        return cast(column)
     except DataError as error:
         raise DataError(f"{what} {error.message}", error.remedy) from None
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError):  # their texts quote the value
         raise DataError(
-            f"{what} does not fit its declared type: {str(error).splitlines()[0]}.",
+            f"{what} has {column.type} values that do not fit its declared type.",
             "Correct the source, or the recipe before the first ingest.",
         ) from None
 
@@ -302,9 +323,9 @@ def _class_type(classes: tuple[str | int, ...]) -> pa.DataType:
 
 
 def _target(column: pa.Array, columns: Columns) -> pa.Array:
+    column = _plain(column)
     if column.null_count:
         raise DataError(f"has {column.null_count} null targets.", "Leave these rows out.")
-    column = _plain(column)
     if columns.classes is None:
         values = column.cast(pa.float64())
         if not pc.all(pc.is_finite(values)).as_py():
@@ -338,10 +359,14 @@ def cast_feature(column: pa.Array, feature: Feature) -> pa.Array:
         return _cast_array(column, feature)
     if pa.types.is_null(column.type):
         return column.cast(feature.arrow)
-    if not pa.types.is_floating(column.type):
-        return column.cast(feature.arrow)
-    column = pc.if_else(pc.is_nan(column), None, column)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     cast = column.cast(feature.arrow)
+    counted = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if feature.element == "bool" and counted:
+        if pc.any(pc.not_equal(cast.cast(pa.int8()), column)).as_py():
+            raise DataError("has numbers other than 0 and 1.", "Declare it as a number.")
+        return cast
     if not pa.types.is_floating(feature.arrow):
         return cast
     if not pc.all(pc.is_finite(cast)).as_py() and cast.null_count < len(cast):

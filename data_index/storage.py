@@ -189,6 +189,7 @@ class Store:
         count = 0
         for relative in paths:
             file = self.path(relative)
+            self._unsynced.pop(file, None)
             try:
                 file.unlink()
             except FileNotFoundError:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -154,55 +154,54 @@ def init_seed(training: Training, shard: int) -> int:
     return mix(training.seed, shard, 0) >> 1
 
 
+@cache
+def _pools(torch_loaded: bool) -> Any:
+    """The arithmetic libraries of this process; finding them takes a millisecond."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 def pin_threads(threads: int) -> None:
     """Set the number of arithmetic threads of NumPy's BLAS and, where it is loaded, of torch.
 
     Called inside every stage: a worker that is used again has the number of the job before.
     """
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(limits=threads)
+    _pools("torch" in sys.modules).limit(limits=threads)
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(threads)
 
 
-def fingerprint() -> dict[str, Any]:
-    """What bits may depend on besides recipe and data, read back from where it is in force."""
-    from threadpoolctl import threadpool_info
+def fingerprint(uses_torch: bool) -> dict[str, Any]:
+    """What bits may depend on besides recipe and data, read back from where it is in force.
 
-    pools = sorted(
-        {
-            (
-                p["internal_api"],
-                p.get("version") or "",
-                p.get("architecture") or "",
-                p["num_threads"],
-            )
-            for p in threadpool_info()
-            if p["user_api"] == "blas"
-        }
-    )
+    Args:
+        uses_torch: Whether the learner computes with torch; what it does not use is left out.
+    """
+    pools = [p for p in _pools("torch" in sys.modules).info() if p["user_api"] == "blas"]
+    # SciPy, where somebody has imported it, brings a BLAS of its own.
+    own = [p for p in pools if "numpy" in p["filepath"]] or pools
+    blas = {(p["internal_api"], p["version"], p["architecture"], p["num_threads"]) for p in own}
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": [list(p) for p in pools],
+        "instruction_set": _numpy_features(),
+        "blas": [list(p) for p in sorted(blas, key=str)],
         "device": "cpu",
     }
-    if "torch" in sys.modules:
+    if uses_torch:
         import torch
 
         found["torch"] = torch.__version__
-        found["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+        found["torch_instruction_set"] = torch.backends.cpu.get_cpu_capability()
         found["threads"] = torch.get_num_threads()
-        found["mkldnn"] = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    else:
-        found["instruction_set"] = _numpy_features()
     return found
 
 
+@cache
 def _numpy_features() -> str:
     from numpy._core._multiarray_umath import __cpu_features__ as features
 

@@ -2,10 +2,183 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+
+from data_index.view import PartitionView, through
+from sisa import balance, identity, leaks, sample, surroundings
 from sisa.context import Context
-from sisa.results import Diagnosis
+from sisa.errors import SisaError
+from sisa.results import Diagnosis, Finding
+from sisa.sample import Sample
+
+ORDER = ("error", "warning", "info")
 
 
-def diagnose(context: Context) -> Diagnosis:
-    """To come."""
-    return Diagnosis(findings=())
+def diagnose(context: Context, environment: Mapping[str, str] = os.environ) -> Diagnosis:
+    """Look at a workspace and at a sample of its data, before or after the first ingest.
+
+    Args:
+        context: The workspace.
+        environment: May hold a second secret.
+
+    Returns:
+        Findings, the worst first; none of them names an id.
+    """
+    runtime = context.config.runtime
+    found = [
+        *_checked("keys", lambda: surroundings.keys(context.folder, environment)),
+        *_checked("store", lambda: surroundings.store(context.store)),
+        *_checked("executor", lambda: surroundings.executor(runtime.executor, context.store)),
+        *_checked("learner", lambda: surroundings.learner(context)),
+        *_checked("requests", lambda: _requests(context)),
+        *_checked("mirror", lambda: _mirror(context)),
+        *_checked("quorum", lambda: _quorum(context)),
+        *_data(context),
+    ]
+    # One cause may stop several checks; once is enough to say so.
+    distinct: dict[str, Finding] = {}
+    for finding in found:
+        distinct.setdefault(finding.message, finding)
+    findings = sorted(distinct.values(), key=lambda f: ORDER.index(f.severity))
+    return Diagnosis(findings=tuple(findings))
+
+
+def _checked(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """A check's findings; what it raises is one more, so that no check hides another."""
+    found: list[Finding] = []
+    try:
+        for finding in check():  # one by one: those before an error are kept
+            found.append(finding)
+    except SisaError as error:
+        found.append(_raised(name, error))
+    return found
+
+
+def _raised(name: str, error: SisaError) -> Finding:
+    remedy = error.remedy or "Correct it and run `sisa doctor` again."
+    return Finding(severity="error", check=name, message=error.message, remedy=remedy)
+
+
+def _data(context: Context) -> list[Finding]:
+    """What rows show; nothing more once they cannot be had."""
+    try:
+        views = _views(context)
+    except SisaError as error:
+        return [_raised("data", error)]
+    found = _checked("generation", lambda: _generation(context, views))
+    try:
+        rows = _sample(context, views)
+    except SisaError as error:
+        return [*found, _raised("data", error)]
+    return [*found, *(_rows(context, rows) if rows else _nothing())]
+
+
+def _views(context: Context) -> tuple[PartitionView, ...]:
+    """All partitions without what is to be forgotten."""
+    gone = context.ledger.pending().gone
+    return through(context.store, context.ring, context.columns, context.dataset(), gone)
+
+
+def _sample(context: Context, views: tuple[PartitionView, ...]) -> Sample | None:
+    """Rows of the store if it holds any, else of the sources, else None."""
+    if views:
+        return sample.of_store(context.store, context.columns, views)
+    paths = [context.folder / source for source in context.config.runtime.sources]
+    partition = context.config.recipe.partition
+    grid = (partition.shards, partition.slices)
+    return sample.of_sources(paths, context.columns, context.ring, grid)
+
+
+def _nothing() -> Iterator[Finding]:
+    yield Finding(
+        severity="info",
+        check="data",
+        message="There is no record yet, neither in the store nor in runtime.sources.",
+        remedy="Name files in runtime.sources, or run `sisa ingest`.",
+    )
+
+
+def _rows(context: Context, rows: Sample) -> Iterator[Finding]:
+    recipe, columns = context.config.recipe, context.columns
+    yield from _checked("leak", lambda: leaks.findings(rows, columns))
+    yield from _checked("identity", lambda: identity.identities(rows, columns, context.ring))
+    yield from _checked("scaling", lambda: identity.scaling(rows, columns))
+    yield from _checked("categories", lambda: identity.categories(rows, recipe.data))
+    yield from _checked("classes", lambda: balance.classes(rows, recipe))
+    yield from _checked("stages", lambda: balance.stages(rows, recipe))
+    yield from _checked("shards", lambda: balance.shards(rows, recipe))
+    if columns.subject_id is not None:
+        yield from _checked("subjects", lambda: balance.subjects(rows))
+
+
+def _generation(context: Context, views: tuple[PartitionView, ...]) -> Iterator[Finding]:
+    """A current generation of another recipe or of other data."""
+    current = context.current()
+    if current is None:
+        return
+    generation = current[1]
+    recipe = generation.training != context.training
+    now = tuple((v.shard, v.slice, v.rows, v.logical) for v in views)
+    # While requests wait, what is served is meant to be older than the data.
+    data = generation.partitions != now and not context.ledger.pending().requests
+    if recipe or data:
+        yield Finding(
+            severity="info",
+            check="generation",
+            message=f"The {'recipe' if recipe else 'data'} changed since the current generation "
+            "was trained.",
+            remedy="Run `sisa train`.",
+        )
+
+
+def _requests(context: Context) -> Iterator[Finding]:
+    """Erasure requests that wait, and those that waited too long."""
+    waiting = [r for r in context.ledger.requests() if r.status != "certified"]
+    now = context.ledger.clock()
+    late = [r for r in waiting if datetime.fromisoformat(r.due) < now]
+    for requests, what in ((late, "past due"), (waiting, "not certified")):
+        if requests:
+            yield Finding(
+                severity="warning",
+                check="requests",
+                message=f"Erasure requests that are {what}: {len(requests)}.",
+                remedy="Run `sisa work`.",
+            )
+
+
+def _mirror(context: Context) -> Iterator[Finding]:
+    """Generations that the mirror has not taken yet."""
+    waiting = len(context.ledger.outbox())
+    if waiting:
+        yield Finding(
+            severity="info",
+            check="mirror",
+            message=f"Generations that have not been mirrored yet: {waiting}.",
+            remedy="They are delivered after the next change; check runtime.tracking.uri.",
+        )
+
+
+def _quorum(context: Context) -> Iterator[Finding]:
+    """A current generation with too few votes."""
+    current = context.current()
+    if current is None:
+        return
+    generation, quorum = current[1], context.config.runtime.erasure.quorum
+    if not generation.quorate(quorum):
+        yield Finding(
+            severity="error",
+            check="quorum",
+            message=f"Only {len(generation.voting)} of {generation.recipe.partition.shards} "
+            "constituents vote, so that nothing is predicted.",
+            remedy="Run `sisa train`; if shards are empty or failed, change the recipe.",
+        )
+    if generation.failed_shards:
+        yield Finding(
+            severity="warning",
+            check="quorum",
+            message="Shards whose training failed, so that they do not vote: "
+            f"{', '.join(map(str, generation.failed_shards))}.",
+            remedy="Change recipe.training, a smaller lr for one, and run `sisa train`.",
+        )

@@ -108,6 +108,10 @@ def _target(
     if task == "regression":
         return task, []
     parts = [_distinct(path, choices.target) for path in files]
+    if len({p.type for p in parts}) > 1:
+        raise DataError(
+            f"Column {choices.target!r} is not of one type in all files.", "Write the files anew."
+        )
     values = pc.unique(pa.chunked_array(parts)).drop_null()
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
@@ -131,7 +135,8 @@ def _whole(values: pa.Array, target: str) -> pa.Array:
 
 
 def _distinct(path: Path, column: str) -> pa.Array:
-    chunk = pa.chunked_array(list(sources.column(path, column)))
+    found = list(sources.column(path, column))
+    chunk = pa.chunked_array(found, sources.schema_of(path).field(column).type)
     if pa.types.is_dictionary(chunk.type):
         chunk = chunk.cast(chunk.type.value_type)
     if pa.types.is_large_string(chunk.type):

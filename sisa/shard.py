@@ -173,6 +173,6 @@ def _stage(
         seconds=round(time.monotonic() - started, 6),
         loss=stage_log.finite(done.loss),
         failure=done.failure,
-        fingerprint=determinism.fingerprint(),
+        fingerprint=determinism.fingerprint(learner.uses_torch),
     )
     return record, state

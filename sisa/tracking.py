@@ -1,7 +1,6 @@
 """MLflow, a mirror of what is published, behind the ledger's outbox.
 
-The mirror is told recipe, digests, cost and fingerprint, never an id, a source or a row. A
-generation is one run with a nested run a shard. A run is found again by its tags, so that a
+A generation is one run with a nested run a shard. Runs are found again by their tags, so that a
 delivery that was cut off is continued and one that is repeated changes nothing. MLflow takes
 seconds to import, so it is imported in functions only.
 """
@@ -30,13 +29,9 @@ from sisa.errors import SisaError
 from sisa.tracked import Sheet, sheets
 
 ARTIFACTS = "mlartifacts"
-PROBE = 2.0
-"""Seconds in which a server must take a connection."""
-BUDGET = 60.0
-"""Seconds after which a call leaves what is not delivered to the next one."""
-
+PROBE = 2.0  # seconds in which a server must take a connection
+BUDGET = 60.0  # seconds after which a call leaves what is not delivered to the next one
 _IMPORTER = "mlflow-import"
-_SERVERS = ("http", "https", "databricks")
 _LOGGERS = ("mlflow", "alembic", "sqlalchemy.engine", "urllib3")
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing about a workspace goes to third parties
@@ -69,23 +64,26 @@ def drain(
 
     Returns:
         How many were delivered.
+
+    Raises:
+        BusyError: Others held the ledger too long.
     """
     waiting = set(ledger.outbox())
     entries = [e for e in ledger.generations() if e.number in waiting and e.manifest]
     live = entries if section.uri else []
-    dropped = waiting - {e.number for e in live}
+    if dropped := waiting - {e.number for e in live}:
+        ledger.delivered(sorted(dropped))
+    if not live:
+        return 0
     done = 0
     try:
-        if dropped:
-            ledger.delivered(sorted(dropped))
-        if live:
-            _probe(str(section.uri))
-            with _mlflow() as mlflow:
-                mirror = _mirror(mlflow, section, folder)
-                for entry in live:
-                    mirror.deliver(sheets(entry, store))
-                    ledger.delivered([entry.number])
-                    done += 1
+        _probe(str(section.uri))
+        with _mlflow() as mlflow:
+            mirror = _mirror(mlflow, section, folder)
+            for entry in live:
+                mirror.deliver(sheets(entry, store))
+                ledger.delivered([entry.number])
+                done += 1
     except Exception as error:  # a mirror that is down stops nothing, whatever it raises
         warn(_complaint(str(section.uri), error, len(live) - done))
     return done
@@ -95,17 +93,13 @@ def _complaint(uri: str, error: Exception, left: int) -> str:
     what = "cannot be reached" if isinstance(error, OSError) else "cannot be brought up to date"
     message = error.message if isinstance(error, SisaError) else str(error)
     reason = (message.strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
-    wait = "generation waits" if left == 1 else "generations wait"
-    text = f"MLflow at {uri} {what} ({reason}); {left} {wait} in the outbox."
+    wait = f"{left} generation{' waits' if left == 1 else 's wait'} in the outbox"
+    text = f"MLflow at {uri} {what} ({reason}); {wait}."
     return re.sub(r"//[^/@\s]*@", "//", text)  # user and password
 
 
 def _probe(uri: str) -> None:
-    """Fail fast where MLflow would wait and try again.
-
-    Raises:
-        OSError: Nothing listens there.
-    """
+    """Raise OSError at once where nothing listens; MLflow would wait and try again."""
     at = urlsplit(uri)
     if at.scheme not in ("http", "https") or at.hostname is None:
         return
@@ -122,7 +116,7 @@ def _set_environment() -> None:
 
 
 def _import() -> None:
-    with suppress(Exception):  # it fails again, and is told, where it is needed
+    with suppress(Exception):  # it fails again where it is needed
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
@@ -131,34 +125,32 @@ def _mlflow() -> Iterator[Any]:
     """MLflow, which neither logs nor warns meanwhile."""
     _set_environment()
     for thread in threading.enumerate():
-        if thread.name == _IMPORTER:
-            thread.join()  # of two threads in a cycle of imports, one may see half a module
+        if thread.name == _IMPORTER:  # two threads in a cycle of imports may see half a module
+            thread.join()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow
 
-        loggers = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
+        levels = {name: logging.getLogger(name).level for name in _LOGGERS}
         try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL + 1)
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
             yield mlflow
         finally:
-            for logger, level in loggers.items():
-                logger.setLevel(level)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def _mirror(mlflow: Any, section: Tracking, folder: Path) -> _Mirror:
-    """Open the experiment; relative SQLite files and, without a server, artefacts are below."""
+    """Open the experiment, whose relative SQLite file and own artefacts are in the folder."""
     uri = str(section.uri)
     if uri.startswith("sqlite:///"):
         uri = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).absolute()}"
     client = mlflow.MlflowClient(uri)
     found = client.get_experiment_by_name(section.experiment)
-    if found is not None:
-        experiment = found.experiment_id
-    else:
-        own = None if urlsplit(uri).scheme in _SERVERS else (folder / ARTIFACTS).absolute().as_uri()
-        experiment = client.create_experiment(section.experiment, artifact_location=own)
+    remote = uri.startswith(("http", "databricks"))  # a server decides where artefacts go
+    own = None if remote else (folder / ARTIFACTS).absolute().as_uri()
+    experiment = found.experiment_id if found else client.create_experiment(section.experiment, own)
     return _Mirror(mlflow.entities, client, experiment, time.monotonic() + BUDGET)
 
 
@@ -184,9 +176,9 @@ class _Mirror:
         for child in children:
             if time.monotonic() > self.deadline:
                 raise TimeoutError(f"it takes more than {BUDGET:.0f} s")
-            found = known.get(child.name) or self._create(child, link)
-            if found.info.status == "RUNNING":
-                self._fill(found, child)
+            own = known.get(child.name) or self._create(child, link)
+            if own.info.status == "RUNNING":
+                self._fill(own, child)
         self._fill(run, parent)
 
     def _search(self, where: str) -> Iterator[Any]:

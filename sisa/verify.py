@@ -204,8 +204,14 @@ def _meets(
 
 
 def _chain(subject: _Subject) -> Outcome:
-    """Stage keys of the generation are those of the stored data."""
+    """Stage keys of the generation are those of the stored data, its bits those of the log."""
     for constituent in subject.generation.constituents:
+        known = stage_log.read_shard(subject.context.store, constituent.shard)
+        for stage in constituent.stages:
+            if stage.key not in known or known[stage.key].tensors != stage.tensors:
+                return False, (
+                    f"slice {stage.slice} of shard {constituent.shard} has other bits than logged"
+                )
         links = subject.chains.get(constituent.shard, ())
         served = [(s.slice, s.key) for s in constituent.stages]
         if served != [(link.slice, link.key) for link in links[: len(served)]]:

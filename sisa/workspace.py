@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from data_index.tombstones import Epochs
 from sisa import config, secrets, tracking
 from sisa.config import Config
 from sisa.context import Context, Reporter
-from sisa.errors import ConfigurationError
+from sisa.errors import BusyError, ConfigurationError
 from sisa.executor import Executor, ProcessExecutor
 from sisa.results import (
     Diagnosis,
@@ -355,8 +356,10 @@ class Workspace:
         tracking.prefetch(self.context.config.runtime.tracking)
 
     def _mirror(self) -> None:
+        """Tell MLflow; if another process is at it, that one does."""
         c = self.context
-        tracking.drain(c.config.runtime.tracking, c.folder, c.ledger, c.store, c.report.warn)
+        with suppress(BusyError), c.ledger.messenger():
+            tracking.drain(c.config.runtime.tracking, c.folder, c.ledger, c.store, c.report.warn)
 
 
 def _resolve(root: Path, location: str) -> str:

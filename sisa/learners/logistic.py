@@ -59,6 +59,7 @@ class LogisticLearner:
 
     encoding: Encoding
     training: Training
+    uses_torch: bool = False
 
     def init(self, seed: int) -> State:
         """All zeros: the loss is convex, so there is no symmetry to break by the seed."""

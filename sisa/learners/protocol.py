@@ -35,6 +35,11 @@ class Advanced:
 class Learner(Protocol):
     """Pure functions of their arguments; a learner keeps nothing between calls."""
 
+    @property
+    def uses_torch(self) -> bool:
+        """Whether it computes with torch, whose version and threads then decide bits."""
+        ...
+
     def init(self, seed: int) -> State:
         """The state before any stage.
 

@@ -45,6 +45,7 @@ class TorchLearner:
     factory: Factory
     params: Mapping[str, Any]
     name: str
+    uses_torch: bool = True
 
     @classmethod
     def of(cls, recipe: Recipe, factory: Factory) -> TorchLearner:
