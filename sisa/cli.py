@@ -150,7 +150,7 @@ def init(call: _Call, directory: Path | None, data: tuple[Path, ...], **choices:
     """Make a workspace: look at the data and write sisa.yaml and the keys."""
     from sisa.workspace import Workspace
 
-    return Workspace.init(directory or call.folder or Path.cwd(), data, **choices)
+    return Workspace.init(directory or call.folder or Path.cwd(), data, call.settings, **choices)
 
 
 @main.command(epilog="Example: sisa doctor --output json")

@@ -256,11 +256,7 @@ def load(
     for name, value in environment.items():
         if name.startswith(PREFIX):
             _overlay(body, name.removeprefix(PREFIX).lower().split("__"), value, name)
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigurationError(f"--set {setting} has no value.", "Write --set name=value.")
-        _overlay(body, name.split("."), value, f"--set {name}")
+    overlay(body, settings)
     if environment.get("RAY_ADDRESS"):
         _overlay(body, ["runtime", "executor", "address"], environment["RAY_ADDRESS"], "")
     if environment.get("MLFLOW_TRACKING_URI"):
@@ -282,6 +278,19 @@ def validate(body: dict[str, Any]) -> Config:
             for e in error.errors()
         )
         raise ConfigurationError(f"The configuration is wrong: {wrong}.", "Correct it.") from None
+
+
+def overlay(body: dict[str, Any], settings: Sequence[str]) -> None:
+    """Put `a.b=value` settings, the value in YAML, on top of a configuration.
+
+    Raises:
+        ConfigurationError: A setting has no value, or its name leads nowhere.
+    """
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set {setting} has no value.", "Write --set name=value.")
+        _overlay(body, name.split("."), value, f"--set {name}")
 
 
 def _overlay(body: dict[str, Any], path: list[str], value: str, name: str) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from data_index.lineage import Selection
 from data_index.schema import RECORD_KEY, SUBJECT_KEY
 from sisa import certificate, plan, purge
 from sisa.context import Context
-from sisa.errors import UsageError
+from sisa.errors import BusyError, SisaError, UsageError
 from sisa.generation import Generation
 from sisa.publish import Published, build_and_publish
 from sisa.results import Forgotten, RequestState, Worked
@@ -115,14 +116,20 @@ def forget(
     unfinished = done.request is not None or any(
         r.status != "certified" for r in done.named.earlier
     )
-    worked = work(context) if wait and unfinished else None
+    try:
+        worked = work(context) if wait and unfinished else None
+    except BusyError:
+        return _reply(context, done, None, blocked=True)
+    except SisaError as error:
+        error.remedy += " The erasure is accepted; `sisa work` finishes it."
+        raise
     return _reply(context, done, worked)
 
 
 def dry_run(context: Context, subjects: Sequence[Id], records: Sequence[Id]) -> Forgotten:
     """What `forget` would do and cost; changes nothing."""
     named = look_up(context, subjects, records)
-    cost = plan.cost_without(context, named.new)
+    cost = plan.forecast(context, named.new).cost
     return Forgotten(
         request_id=None,
         status="planned",
@@ -144,20 +151,21 @@ def accept(
 ) -> Accepted:
     """Accept durably, and roll serving back in the same transaction."""
     while True:
-        before = context.ledger.dataset()
+        before = context.ledger.dataset(), context.ledger.pending().sequence
         current = context.current()
         if current is not None:
             context.require_trained_recipe(current[1])
         named = look_up(context, subjects, records)
         if not named.new:
-            now = time.monotonic() - started
-            return Accepted(named, None, now, now)
+            spent = time.monotonic() - started
+            return Accepted(named, None, spent, spent)
         with context.ledger.write() as connection:
-            if ledger.current_dataset(connection) != before:
-                continue  # the data moved between look-up and transaction: look again
+            now = ledger.current_dataset(connection), ledger.last_sequence(connection)
+            if now != before:
+                continue  # data or requests moved between look-up and transaction: look again
             request = _enter(context, connection, named)
-        now = time.monotonic() - started
-        return Accepted(named, request, now, now)
+        spent = time.monotonic() - started
+        return Accepted(named, request, spent, spent)
 
 
 def work(context: Context) -> Worked:
@@ -293,7 +301,9 @@ def _rewrite(context: Context, lease: Lease, taken: Pending) -> None:
     context.ledger.commit_dataset(manifest, lease)
 
 
-def _reply(context: Context, done: Accepted, worked: Worked | None) -> Forgotten:
+def _reply(
+    context: Context, done: Accepted, worked: Worked | None, blocked: bool = False
+) -> Forgotten:
     named = done.named
     requests = {r.id: r for r in context.ledger.requests()}
     mine = done.request or (named.earlier[-1] if named.earlier else None)
@@ -301,13 +311,13 @@ def _reply(context: Context, done: Accepted, worked: Worked | None) -> Forgotten
     entry = context.ledger.generation()
     return Forgotten(
         request_id=mine and mine.id,
-        status="not_found" if mine is None else _status(mine),
+        status="not_found" if mine is None else _status(mine, blocked),
         records_erased=named.rows.num_rows,
         shards_affected=named.shards,
         accepted_seconds=round(done.accepted_seconds, 6),
         rolled_back_seconds=round(done.rolled_back_seconds, 6),
         samples_trained=worked.samples_trained if worked else 0,
-        samples_full=plan.cost_without(context, Selection.nothing()).full,
+        samples_full=plan.forecast(context, Selection.nothing()).cost.full,
         generation=entry and entry.number,
         digest=entry and entry.digest,
         certificate=mine and mine.certificate and str(context.store.path(mine.certificate)),
@@ -315,8 +325,10 @@ def _reply(context: Context, done: Accepted, worked: Worked | None) -> Forgotten
     )
 
 
-def _status(request: Request) -> str:
-    return "certified" if request.status == "certified" else "accepted"
+def _status(request: Request, blocked: bool) -> Literal["accepted", "blocked", "certified"]:
+    if request.status == "certified":
+        return "certified"
+    return "blocked" if blocked else "accepted"
 
 
 def _due(text: str) -> timedelta:

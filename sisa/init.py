@@ -38,8 +38,13 @@ class Choices:
     epochs: float | None = None
 
 
-def create(folder: Path, choices: Choices, environment: Mapping[str, str] = os.environ) -> Config:
-    """Write sisa.yaml and the keys into a folder.
+def create(
+    folder: Path,
+    choices: Choices,
+    settings: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """Write sisa.yaml and the keys into a folder; settings are put on top of the choices.
 
     Raises:
         ConfigurationError: The folder is a workspace already, cannot be written, or a choice does
@@ -49,6 +54,7 @@ def create(folder: Path, choices: Choices, environment: Mapping[str, str] = os.e
     if (folder / config.FILE).exists():
         raise ConfigurationError(f"{folder} is a workspace already.", "Choose another folder.")
     body = _body(folder, choices)
+    config.overlay(body, settings)
     made = config.validate(body)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ class Forgotten(Result):
     """`sisa forget`."""
 
     request_id: str | None
-    status: Literal["planned", "accepted", "certified", "not_found"]
+    status: Literal["planned", "accepted", "blocked", "certified", "not_found"]
     records_erased: int
     shards_affected: tuple[int, ...]
     accepted_seconds: float | None
@@ -125,6 +125,11 @@ class Forgotten(Result):
     digest: str | None
     certificate: str | None
     not_found: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """75 if another process is writing: the request is accepted, and waits."""
+        return 75 if self.status == "blocked" else 0
 
 
 class RequestState(Result):

@@ -60,7 +60,11 @@ class Workspace:
 
     @classmethod
     def init(
-        cls, folder: PathLike, data: PathLike | Sequence[PathLike], **choices: Any
+        cls,
+        folder: PathLike,
+        data: PathLike | Sequence[PathLike],
+        settings: Sequence[str] = (),
+        **choices: Any,
     ) -> Initialised:
         """Make a workspace; the choices are those of `sisa.init.Choices`.
 
@@ -72,7 +76,7 @@ class Workspace:
 
         paths = (data,) if isinstance(data, (str, Path)) else tuple(data)
         root = Path(folder).absolute()
-        made = init.create(root, init.Choices(data=tuple(map(Path, paths)), **choices))
+        made = init.create(root, init.Choices(data=tuple(map(Path, paths)), **choices), settings)
         cls.open(root, exact=True).close()
         recipe = made.recipe.data
         return Initialised(
@@ -241,7 +245,6 @@ class Workspace:
         Raises:
             UsageError: No id is given.
             ConfigurationError: The recipe was changed since the current generation was trained.
-            BusyError: Another process is writing; the request is accepted nevertheless.
         """
         from sisa import forget
 
@@ -272,10 +275,12 @@ class Workspace:
         Raises:
             IncompleteError: Nothing has been trained yet.
             ExactnessError: A manifest is damaged.
+            BusyError: Another process is writing; nothing may move while it is looked at.
         """
         from sisa import verify
 
-        return verify.verify(self.context, shard, sample, replay)
+        with self.context.ledger.writer():
+            return verify.verify(self.context, shard, sample, replay)
 
     def plan(self, subjects: Ids = (), records: Ids = ()) -> Planned:
         """What forgetting ids would cost.
@@ -283,9 +288,9 @@ class Workspace:
         Raises:
             UsageError: No id is given.
         """
-        from sisa import plan
+        from sisa import forget, plan
 
-        return plan.plan(self.context, list(subjects), list(records))
+        return plan.plan(self.context, forget.look_up(self.context, list(subjects), list(records)))
 
     def lineage(
         self, subject: str | int | None = None, record: str | int | None = None

@@ -127,6 +127,14 @@ def test_acceptance_does_not_wait_for_a_writer(ws, lab) -> None:
         assert other.forget(subjects=["patient-7"], wait=False).status == "accepted"
         with pytest.raises(BusyError):
             other.work()
+        blocked = other.forget(subjects=["patient-8"])
+        assert (blocked.status, blocked.exit_code, blocked.records_erased > 0) == (
+            "blocked",
+            75,
+            True,
+        )
+    assert {r.status for r in ws.work().requests} == {"certified"}
+    assert ws.lineage(subject="patient-8").erased
 
 
 def test_erased_rows_do_not_come_back_with_the_same_file(ws, lab, oracle_without, same) -> None:
