@@ -23,9 +23,6 @@ import grpc  # type: ignore[import-untyped]
 import ray
 from ray import exceptions
 
-# Ray reads the authentication mode and the token once and keeps them; only these two forget.
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
 from sisa.config import ExecutorSection
 from sisa.determinism import cpus
 from sisa.errors import BusyError, ConfigurationError, WorkerError
@@ -180,9 +177,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def _forget_authentication() -> None:
-    """Let Ray read the environment again."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    """Let Ray read the environment again: it keeps the mode and the token that it read first.
+
+    There is no public way; a Ray without these two names keeps what it read.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -149,9 +149,7 @@ def sees(body: str) -> bool:
     return True
 
 
-def _run(
-    flights: _Flights, jobs: Sequence[ShardJob], tick: Callable[[], None]
-) -> Iterator[int]:
+def _run(flights: _Flights, jobs: Sequence[ShardJob], tick: Callable[[], None]) -> Iterator[int]:
     """Keep as many tasks under way as there may be until all are done."""
     waiting = deque(jobs)
     most = flights.section.workers or len(jobs)

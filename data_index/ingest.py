@@ -27,6 +27,9 @@ from data_index.storage import FileRef, Store
 RUN_BYTES = 64 << 20
 """Size at which a run is sorted and put on disk."""
 
+RUN_ROWS = 1024
+"""Rows that a merge reads of a run at a time: it holds so many of every run."""
+
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
 
@@ -99,6 +102,7 @@ def ingest(
             raise DataError("The sources hold no rows.", "Point to files with rows.")
         by_record, journal, records = _merge_records(store, before, runs)
         if records == 0:
+            store.delete([journal.path])
             return Ingested(before, 0, 0, runs.rows, tombstoned)
         by_subject, subjects = _merge_subjects(store, before, runs)
         partitions = _merge_partitions(store, ring, columns, before, runs)
@@ -138,6 +142,8 @@ class _Runs:
 
     def add(self, table: pa.Table) -> None:
         """Take rows; spill when enough of them wait."""
+        if table.num_rows == 0:
+            return
         self.waiting.append(table)
         self.rows += table.num_rows
         self.size += table.nbytes
@@ -167,7 +173,7 @@ class _Runs:
     def _write(self, table: pa.Table, order: npt.NDArray[np.intp]) -> Path:
         path = self.folder / f"{len(list(self.folder.iterdir()))}.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
-            out.write_table(table.take(pa.array(order)), max_chunksize=partition.ROW_GROUP)
+            out.write_table(table.take(pa.array(order)), max_chunksize=RUN_ROWS)
         return path
 
     def _write_places(self, table: pa.Table) -> None:
