@@ -145,10 +145,12 @@ def _head(options: argparse.Namespace, seconds: float) -> Iterator[str]:
         "  same number of samples.",
         "- Accuracy is that of the whole ensemble on the held-out file. Points are the difference",
         "  to one shard with one slice, the unsharded model. One run a cell, no repeats.",
-        "- Seconds are those of `train` alone.",
+        "- Seconds are wall-clock seconds of `train` alone.",
         f"- Machine: {_machine()}; {options.workers} worker at a time; Python "
         f"{platform.python_version()}, torch {version('torch')}.",
-        f"- Run on {datetime.now(UTC):%Y-%m-%d}; {seconds:.0f} seconds in all.",
+        f"- Run on {datetime.now(UTC):%Y-%m-%d}; {seconds:.0f} seconds in all; load average over the",
+        f"  last 15 minutes {os.getloadavg()[2]:.1f}. Other work on the machine changes the seconds and",
+        "  nothing else.",
         "",
     )
 

@@ -139,7 +139,7 @@ def make_index(tmp_path: Path) -> Callable[..., Index]:
     return make
 
 
-@pytest.fixture(name="source")
+@pytest.fixture(name="source", scope="session")
 def source_fixture() -> Callable[..., pa.Table]:
     """Makes source tables."""
     return source

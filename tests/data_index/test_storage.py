@@ -1,0 +1,176 @@
+"""Files are named by their content, checked when read, and gone when deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from data_index import storage
+from data_index.errors import ConfigurationError, ExactnessError, NotFoundError
+from data_index.storage import FileRef, Store, canonical_json
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_a_file_is_named_by_its_content(store):
+    ref = store.put("things", ".bin", b"some bytes")
+    digest = hashlib.sha256(b"some bytes").hexdigest()
+    assert ref == FileRef(f"things/{digest}.bin", digest, 10)
+    assert store.read(ref) == b"some bytes"
+    assert store.put("things", ".bin", b"some bytes") == ref
+    assert list(store.list()) == [ref.path]
+
+
+def test_a_file_written_in_pieces_is_that_written_at_once(store):
+    with store.create("things", ".bin") as sink:
+        sink.write(b"some ")
+        sink.write(bytearray(b"by"))
+        sink.write(memoryview(b"tes"))
+        assert sink.tell() == 10
+    assert sink.ref == store.put("things", ".bin", b"some bytes")
+
+
+def test_a_file_that_failed_half_way_is_gone(store):
+    with pytest.raises(RuntimeError), store.create("things", ".bin") as sink:
+        sink.write(b"some ")
+        raise RuntimeError
+    assert list(store.list()) == []
+    assert not hasattr(sink, "ref")
+
+
+def test_no_failed_write_leaves_anything(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        store.put("things", ".bin", b"some bytes")
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: b"", lambda d: b"X" + d[1:]])
+def test_torn_and_changed_files_are_noticed(store, change):
+    ref = store.put("things", ".bin", b"some bytes")
+    store.path(ref.path).write_bytes(change(b"some bytes"))
+    with pytest.raises(ExactnessError, match="is damaged"):
+        store.read(ref)
+
+
+def test_a_missing_file_is_noticed(store):
+    ref = store.put("things", ".bin", b"some bytes")
+    store.delete([ref.path])
+    with pytest.raises(ExactnessError, match="is missing"):
+        store.read(ref)
+    with pytest.raises(NotFoundError, match="is missing"):
+        store.read_unchecked(ref.path)
+
+
+@pytest.mark.parametrize("path", ["../outside", "a/../../outside", "/etc/passwd", "a/b/.."])
+def test_no_path_leads_out_of_the_store(store, tmp_path, path):
+    (tmp_path / "outside").write_text("precious")
+    for call in (
+        lambda: store.path(path),
+        lambda: store.read(FileRef(path, "", 0)),
+        lambda: store.read_unchecked(path),
+        lambda: store.put_named(path, b""),
+        lambda: store.put_new(path, b""),
+        lambda: store.delete([path]),
+        lambda: list(store.list(path)),
+        lambda: store.exists(path),
+    ):
+        with pytest.raises(ExactnessError, match="leads out of the store"):
+            call()
+    assert (tmp_path / "outside").read_text() == "precious"
+
+
+def test_deleting_what_is_gone_does_not_matter(store):
+    refs = [store.put("a", ".bin", bytes([n])) for n in range(3)]
+    paths = [r.path for r in refs]
+    assert store.delete([paths[0], "a/never-there", "no/such/folder"]) == 1
+    assert store.delete(paths) == 2
+    assert store.delete(paths) == 0
+    assert list(store.list()) == []
+
+
+def test_a_deleted_file_needs_no_sync(store):
+    ref = store.put("a", ".bin", b"1")
+    store.delete([ref.path])
+    store.flush()
+
+
+def test_a_name_is_taken_once(store):
+    assert store.put_new("log/0001", b"first")
+    assert not store.put_new("log/0001", b"second")
+    assert store.read_unchecked("log/0001") == b"first"
+    assert list(store.list()) == ["log/0001"]
+
+
+def test_of_many_at_once_one_takes_the_name(store):
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda n: store.put_new("log/0001", str(n).encode()), range(32)))
+    assert sum(taken) == 1
+    assert store.read_unchecked("log/0001") == str(taken.index(True)).encode()
+
+
+def test_a_flush_syncs_files_before_their_folders_up_to_the_store(store, monkeypatch):
+    synced = []
+    monkeypatch.setattr(storage, "_fsync", synced.append)
+    refs = [store.put(f"a/{n}", ".bin", b"x") for n in range(3)]
+    store.flush()
+    files = {store.path(r.path) for r in refs}
+    assert set(synced[:3]) == files
+    assert set(synced[3:]) == {f.parent for f in files} | {store.root / "a", store.root}
+    synced.clear()
+    store.flush()
+    assert synced == []
+
+
+def test_a_failed_sync_is_raised_and_the_next_flush_does_not_hide_it(store, monkeypatch):
+    calls = []
+
+    def fail(path):
+        calls.append(path)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage, "_fsync", fail)
+    store.put("a", ".bin", b"x")
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            store.flush()
+
+
+def test_lists_are_sorted_and_of_one_folder(store):
+    for name in ("b/2", "b/1", "a/x/1", "c"):
+        store.put_named(name, b"")
+    assert list(store.list()) == ["c", "a/x/1", "b/1", "b/2"]
+    assert list(store.list("b")) == ["b/1", "b/2"]
+    assert list(store.list("no")) == []
+    assert store.exists("c") and not store.exists("b") and not store.exists("no")
+
+
+def test_temporary_files_go_at_once(store):
+    folder = store.scratch()
+    (folder / "run").write_text("x")
+    assert store.scratch() != folder
+    assert store.remove_scratch() == 1
+    assert not folder.exists()
+    assert store.remove_scratch() == 0
+
+
+def test_a_folder_may_be_given_as_a_uri(tmp_path):
+    assert Store(f"file://{tmp_path}").root == Store(str(tmp_path)).root == tmp_path
+    with pytest.raises(ConfigurationError, match=r"s3://\.\.\. cannot be used"):
+        Store("s3://bucket/prefix")
+
+
+def test_equal_values_have_equal_json():
+    assert canonical_json({"b": [1, None], "a": "ü"}) == '{"a":"ü","b":[1,null]}'.encode()
+    assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json(float("nan"))
