@@ -328,7 +328,7 @@ def _refuse_conflicts(both: pa.Table, repeats: npt.NDArray[np.bool_]) -> None:
         raise DataError(
             f"{len(changed)} stored records have another row in this call, the first in row "
             f"{row['row']} of {row['file']}.",
-            "Leave these rows out, or forget the records before they come in again.",
+            "Leave these rows out: a stored record cannot be changed.",
         )
 
 

@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     Strict,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -68,7 +69,10 @@ class Data(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Data:
         for name, declared in self.features.items():
-            feature(name, declared)
+            try:
+                feature(name, declared)
+            except ConfigurationError as error:  # becomes one of all that is wrong
+                raise ValueError(str(error).removesuffix(".")) from None
         named = {self.record_id, self.subject_id, self.target} & set(self.features)
         if named:
             raise ValueError(f"{', '.join(sorted(map(str, named)))} cannot be a feature as well")
@@ -99,12 +103,26 @@ class Partition(Section):
     policy: Literal["uniform"] = "uniform"
 
 
+BUILT_IN = ("logistic", "mlp")
+"""Learners of ours: each a module of sisa.learners with a function `load(recipe)`."""
+
+
 class LearnerSection(Section):
     """What is trained: a learner of ours, or `module:factory` of a torch module."""
 
     factory: Text = "mlp"
     version: Integer = 1
     params: dict[str, Any] = {}
+
+    @field_validator("factory")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        module, _, path = name.partition(":")
+        if name not in BUILT_IN and not (module and path):
+            raise ValueError(
+                f"there is no learner {name!r}; use {', '.join(BUILT_IN)}, or module:factory"
+            )
+        return name
 
 
 class Training(Section):
@@ -197,7 +215,6 @@ class Tracking(Section):
 
     uri: Text | None = "sqlite:///mlflow.db"
     experiment: Text = "sisa"
-    model: Text = "sisa"
 
 
 class Runtime(Section):

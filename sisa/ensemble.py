@@ -18,7 +18,7 @@ from data_index.storage import Store
 from sisa import checkpoint, learners
 from sisa.config import Aggregation
 from sisa.context import Context
-from sisa.errors import DataError, ExactnessError, IncompleteError
+from sisa.errors import DataError, ExactnessError, IncompleteError, NotFoundError
 from sisa.generation import Generation
 from sisa.learners.protocol import Learner, State
 from sisa.learners.records import Encoding, Records
@@ -199,6 +199,8 @@ def predict_file(context: Context, path: Path, out: Path) -> Predicted:
     """
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise DataError(f"{out.name} is of an unknown kind.", "Use .parquet or .csv.")
+    if not out.parent.is_dir():
+        raise NotFoundError(f"The folder {out.parent} does not exist.", "Make it first.")
     ensemble = load(context)
     temporary = out.with_name(f".{out.name}.part")
     count = 0

@@ -63,7 +63,7 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k}: {_text(v)}" for k, v in value.items()) or "-"
     if isinstance(value, str) and len(value) == 64:
-        return f"{value[:16]}…"  # a digest; JSON has it whole
+        return f"{value[:12]}…"  # a digest; JSON has it whole
     return str(value)
 
 

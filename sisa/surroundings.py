@@ -34,7 +34,7 @@ def keys(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             severity="error",
             check="keys",
-            message=f"The workspace has no {secrets.SIGNING}, so that no erasure can be certified.",
+            message=f"The workspace has no {secrets.SIGNING}, which is to sign certificates.",
             remedy="Restore it from a backup.",
         )
     if secrets.VARIABLE in environment and (folder / secrets.SECRET).exists():

@@ -25,7 +25,7 @@ from sisa import learners, stage_log
 from sisa.build import Walk, build
 from sisa.config import Recipe
 from sisa.context import Context
-from sisa.errors import ExactnessError
+from sisa.errors import ExactnessError, UsageError
 from sisa.executor import ProcessExecutor
 from sisa.generation import Constituent, Generation
 from sisa.results import Check, ShardReplay, Verified
@@ -67,6 +67,8 @@ def verify(
 ) -> Verified:
     """Check everything that is stored and, unless told not to, replay.
 
+    Only a replay of all shards proves exactness; one of some says so much of these alone.
+
     Args:
         context: The workspace.
         shard: Replay this shard only.
@@ -74,10 +76,12 @@ def verify(
         replay: Whether to replay at all.
 
     Raises:
+        UsageError: There is no such shard, or both a shard and a sample are asked for.
         IncompleteError: Nothing has been trained yet.
         ExactnessError: A manifest is damaged, so that nothing can be checked.
     """
     entry, generation = context.served()
+    chosen = _chosen(generation, shard, sample)
     subject = _Subject(context, context.dataset(), entry.number, generation)
     checks = [
         _check("files", lambda: _files(subject)),
@@ -90,9 +94,10 @@ def verify(
     shards: tuple[ShardReplay, ...] = ()
     if replay and all(c.passed is not False for c in checks):
         checks.append(_check("code", lambda: _code(subject)))
-        shards = _replay(subject, _chosen(generation, shard, sample))
+        shards = _replay(subject, chosen)
         checks.append(_replayed(shards, generation))
-    proved = replay and all(c.passed for c in checks)
+    whole = replay and len(chosen) == len(generation.constituents)
+    proved = whole and all(c.passed for c in checks)
     wrong = any(c.passed is False for c in checks)
     return Verified(
         exact=False if wrong else (True if proved else None),
@@ -251,7 +256,12 @@ def _chosen(
 ) -> tuple[Constituent, ...]:
     constituents = generation.constituents
     if shard is not None:
-        return tuple(c for c in constituents if c.shard == shard)
+        found = tuple(c for c in constituents if c.shard == shard)
+        if sample is not None:
+            raise UsageError("A shard and a sample exclude each other.", "Choose one of them.")
+        if not found:
+            raise UsageError(f"Shard {shard} has no constituent.", "See `sisa status`.")
+        return found
     if sample is not None and sample < len(constituents):
         picked = random.SystemRandom().sample(range(len(constituents)), sample)
         return tuple(constituents[i] for i in sorted(picked))

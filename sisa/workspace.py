@@ -75,7 +75,7 @@ class Workspace:
         from sisa import init
 
         paths = (data,) if isinstance(data, (str, Path)) else tuple(data)
-        root = Path(folder).absolute()
+        root = Path(folder).resolve()
         made = init.create(root, init.Choices(data=tuple(map(Path, paths)), **choices), settings)
         cls.open(root, exact=True).close()
         recipe = made.recipe.data

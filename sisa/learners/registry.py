@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import importlib
 
-from sisa.config import Recipe
-from sisa.errors import ConfigurationError
+from sisa.config import BUILT_IN, Recipe
 from sisa.learners.protocol import Learner
 from sisa.learners.user_code import code_digest, resolve
 
-__all__ = ["BUILT_IN", "code_digest", "load"]
-
-BUILT_IN = ("logistic", "mlp")
-"""Each is a module of this package with a function `load(recipe)`."""
+__all__ = ["code_digest", "load"]
 
 
 def load(recipe: Recipe) -> Learner:
@@ -21,18 +17,12 @@ def load(recipe: Recipe) -> Learner:
     Whether a factory can be called and its module trained shows in `init`.
 
     Raises:
-        ConfigurationError: There is no such learner, or the recipe does not fit it.
+        ConfigurationError: The factory cannot be found, or the recipe does not fit the learner.
     """
     name = recipe.learner.factory
     if name in BUILT_IN:
         learner: Learner = importlib.import_module(f"sisa.learners.{name}").load(recipe)
         return learner
-    module, _, path = name.partition(":")
-    if not (module and path):
-        raise ConfigurationError(
-            f"There is no learner {name!r}.",
-            f"Use one of {', '.join(BUILT_IN)}, or module:factory of a torch module.",
-        )
     factory = resolve(name)
     from sisa.learners.torch_module import TorchLearner
 

@@ -148,9 +148,9 @@ def _head(options: argparse.Namespace, seconds: float) -> Iterator[str]:
         "- Seconds are wall-clock seconds of `train` alone.",
         f"- Machine: {_machine()}; {options.workers} worker at a time; Python "
         f"{platform.python_version()}, torch {version('torch')}.",
-        f"- Run on {datetime.now(UTC):%Y-%m-%d}; {seconds:.0f} seconds in all; load average over the",
-        f"  last 15 minutes {os.getloadavg()[2]:.1f}. Other work on the machine changes the seconds and",
-        "  nothing else.",
+        f"- Run on {datetime.now(UTC):%Y-%m-%d}; {seconds:.0f} seconds in all; load average over",
+        f"  the last 15 minutes {os.getloadavg()[2]:.1f}. Other work on the machine changes the",
+        "  seconds and nothing else.",
         "",
     )
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from data_index import ledger as ledger_module
 from data_index.tables import pointer
 from sisa import stage_log
-from sisa.errors import ExactnessError
+from sisa.errors import ExactnessError, UsageError
 from sisa.generation import Generation
 from sisa.workspace import Workspace
 
@@ -222,3 +222,14 @@ def test_other_bits_in_another_environment_are_not_comparable(ws, lab, data) -> 
         stage_log.write_segment(store, name, records)
     found = ws.verify()
     assert found.exact is None and found.exit_code == 6
+
+
+def test_a_replay_of_some_shards_proves_nothing_of_the_others(ws) -> None:
+    one = ws.verify(shard=1)
+    assert one.exact is None and one.exit_code == 0 and [s.shard for s in one.shards] == [1]
+    assert len(ws.verify(sample=2).shards) == 2
+    assert ws.verify(sample=3).exact is True
+    with pytest.raises(UsageError):
+        ws.verify(shard=99)
+    with pytest.raises(UsageError):
+        ws.verify(shard=1, sample=1)
