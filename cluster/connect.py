@@ -205,6 +205,7 @@ def _environment_for_workers() -> Iterator[None]:
     """What the processes of a Ray that is started meanwhile get: our import path, no secret."""
     changes: dict[str, str | None] = {n: None for n in os.environ if n.startswith("SISA_")}
     changes["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    changes["PYTHONHASHSEED"] = "0"  # user code may walk a set of strings
     before = {name: os.environ.get(name) for name in changes}
     _set_environment(changes)
     try:

@@ -199,7 +199,7 @@ def _workers(connection: Connection) -> dict[str, Any]:
     """
     if connection.own:
         return {}
-    return {"runtime_env": {"env_vars": {"SISA_RUN": secrets.token_hex(8)}}}
+    return {"runtime_env": {"env_vars": {"SISA_RUN": secrets.token_hex(8), "PYTHONHASHSEED": "0"}}}
 
 
 def _fitting(section: ExecutorSection) -> list[str]:

@@ -76,10 +76,6 @@ class DataSet:
         """Number of records."""
         return sum(p.rows for p in self.partitions)
 
-    def shard(self, shard: int) -> tuple[PartitionFile, ...]:
-        """The partitions of one shard in slice order."""
-        return tuple(p for p in self.partitions if p.shard == shard)
-
     def files(self) -> tuple[FileRef, ...]:
         """Every file that it names."""
         indexes = tuple(f for f in (self.by_record, self.by_subject) if f is not None)

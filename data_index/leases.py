@@ -76,7 +76,7 @@ def _take(connection: sa.Connection, name: str, now: datetime) -> Lease:
         )
         return Lease(name, token)
     if row.holder and row.expires > now.isoformat() and not _dead(row.holder):
-        host, process, _ = row.holder.rsplit(" ", 2)
+        host, _, process, _ = row.holder.rsplit(" ", 3)
         raise BusyError(
             f"Process {process} on {host} is the {name} of this workspace.",
             "Wait until it is done and try again.",
@@ -112,13 +112,23 @@ def _until(now: datetime) -> str:
 
 
 def _me() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
+    return f"{socket.gethostname()} {_boot()} {os.getpid()} {_started(os.getpid())}"
 
 
 def _dead(holder: str) -> bool:
-    """Whether the holder is a process of this machine that has ended."""
-    host, process, started = holder.rsplit(" ", 2)
-    return host == socket.gethostname() and _started(int(process)) != started
+    """Whether the holder is a process that this one could see, and that has ended."""
+    host, boot, process, started = holder.rsplit(" ", 3)
+    here = host == socket.gethostname() and boot == _boot() != ""
+    return here and _started(int(process)) != started
+
+
+def _boot() -> str:
+    """Names this boot of the machine and this process's view of processes; empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _started(process: int) -> str:

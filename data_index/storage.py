@@ -7,6 +7,7 @@ then a crash may leave a torn file under its final name, which no reader trusts 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -76,6 +77,7 @@ class Store:
             )
         self.root = Path(text).absolute()
         self._unsynced: dict[Path, None] = {}
+        self._suspect = False
 
     def path(self, relative: str) -> Path:
         """Where a file of the store lies.
@@ -96,8 +98,12 @@ class Store:
         return ref
 
     def put_named(self, relative: str, data: bytes) -> FileRef:
-        """Write bytes under a name that the caller makes unique; durable after `flush`."""
-        self._place(relative, data)
+        """Write bytes under a name that the caller makes unique; durable after `flush`.
+
+        The name does not tell the content, so the bytes are durable before the name is: a crash
+        leaves the whole file or none.
+        """
+        self._place(relative, data, sync=True)
         return FileRef(relative, sha256(data), len(data))
 
     def put_new(self, relative: str, data: bytes) -> bool:
@@ -117,7 +123,8 @@ class Store:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync(final.parent)
+        self._unsynced[final] = None
+        self.flush()
         return True
 
     def create(self, folder: str, suffix: str) -> Sink:
@@ -127,8 +134,10 @@ class Store:
     def flush(self) -> None:
         """Make durable all that this object wrote: files first, then their folders.
 
-        A failed fsync is raised and never retried: the kernel may have dropped the pages.
+        A failed fsync is raised and never retried, because the kernel may have dropped the pages:
+        from then on this object writes nothing.
         """
+        self._require_trust()
         files = list(self._unsynced)
         folders: dict[Path, None] = {}
         for file in files:
@@ -136,10 +145,18 @@ class Store:
             while parent != self.root.parent and parent not in folders:
                 folders[parent] = None
                 parent = parent.parent
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(_fsync, files))
-            list(pool.map(_fsync, folders))
+        try:
+            with ThreadPoolExecutor(max_workers=8) as pool:
+                list(pool.map(_fsync, files))
+                list(pool.map(_fsync, folders))
+        except OSError:
+            self._suspect = True
+            raise
         self._unsynced.clear()
+
+    def _require_trust(self) -> None:
+        if self._suspect:
+            raise OSError(errno.EIO, "an earlier write to the store did not become durable")
 
     def read(self, ref: FileRef) -> bytes:
         """Read a file and check it.
@@ -179,9 +196,20 @@ class Store:
             for name in sorted(names):
                 yield Path(folder, name).relative_to(self.root).as_posix()
 
-    def exists(self, relative: str) -> bool:
-        """Whether a file is there."""
-        return self.path(relative).is_file()
+    def holds(self, ref: FileRef) -> bool:
+        """Whether a file is there with its recorded size; its bytes are not read."""
+        try:
+            return self.path(ref.path).stat().st_size == ref.size
+        except FileNotFoundError:
+            return False
+
+    def intact(self, ref: FileRef) -> bool:
+        """Whether a file is there with its recorded bytes."""
+        try:
+            self.read(ref)
+        except ExactnessError:
+            return False
+        return True
 
     def delete(self, paths: Iterable[str]) -> int:
         """Delete files, durably; what is gone already does not matter. Returns how many went."""
@@ -209,14 +237,19 @@ class Store:
     def remove_scratch(self) -> int:
         """Remove all temporary files. Returns how many."""
         count = sum(1 for _ in self.list(TEMPORARY))
-        shutil.rmtree(self.root / TEMPORARY, ignore_errors=True)
+        if (self.root / TEMPORARY).exists():
+            shutil.rmtree(self.root / TEMPORARY)
+            _fsync(self.root)
         return count
 
-    def _place(self, relative: str, data: bytes) -> None:
+    def _place(self, relative: str, data: bytes, sync: bool = False) -> None:
+        self._require_trust()
         final = self.path(relative)
         temporary = self._temporary()
         try:
             temporary.write_bytes(data)
+            if sync:
+                _fsync(temporary)
             self._rename(temporary, final)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -29,11 +29,15 @@ generations = sa.Table(
     sa.Column("digest", sa.String, nullable=False),
     sa.Column("time", sa.String, nullable=False),
     sa.Column("reason", sa.String, nullable=False),
+    sa.Column("dataset", sa.String),
     sa.Column("path", sa.String),
     sa.Column("sha256", sa.String),
     sa.Column("size", sa.BigInteger),
 )
-"""The highest number is current; the manifest of a retired one is null."""
+"""The highest number is current; the manifest of a retired one is null.
+
+`dataset` is the sha256 of the data set that was current when it was published.
+"""
 
 requests = sa.Table(
     "requests",
@@ -63,6 +67,7 @@ tombstones = sa.Table(
     "tombstones",
     metadata,
     sa.Column("hash", sa.LargeBinary(16), primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("request_id", sa.ForeignKey("requests.id"), nullable=False),
 )
 

@@ -7,6 +7,7 @@ file makes its tombstones meaningless.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from data_index import keys
-from data_index.errors import ConfigurationError
+from data_index.errors import ConfigurationError, ExactnessError
 from data_index.keys import Keyring, Keys
 from data_index.storage import Store
 
@@ -34,13 +35,26 @@ class Epochs:
     secrets: tuple[bytes, ...]
 
     @classmethod
-    def open(cls, store: Store, ring: Keyring) -> Epochs:
-        """Unwrap the keys of all live epochs; the first is made if there is none.
+    def open(cls, store: Store, ring: Keyring, needed: Collection[int] = ()) -> Epochs:
+        """Unwrap the keys of all live epochs; the first is made if none is needed.
+
+        Args:
+            store: Holds them.
+            ring: Subkeys of the workspace secret.
+            needed: Epochs that there are tombstones of.
 
         Raises:
+            ExactnessError: The key of a needed epoch is missing.
             ConfigurationError: The workspace secret is not the one they were wrapped under.
         """
         names = list(store.list(FOLDER))
+        missing = set(needed) - set(map(_number, names))
+        if missing:
+            raise ExactnessError(
+                f"The store lacks the key of tombstone epoch {min(missing)}: erased rows could "
+                "come back unnoticed.",
+                "Check runtime.store, or restore the store from a backup.",
+            )
         if not names:
             wrapped = aes_key_wrap(ring.wrap, os.urandom(32))
             store.put_new(f"{FOLDER}/0001.key", wrapped)
@@ -52,8 +66,7 @@ class Epochs:
                 "The secret is not the one this workspace was made with.",
                 "Restore secret.key, or set SISA_SECRET_KEY to the right value.",
             ) from None
-        numbers = tuple(int(n.removeprefix(f"{FOLDER}/").removesuffix(".key")) for n in names)
-        return cls(numbers, secrets)
+        return cls(tuple(map(_number, names)), secrets)
 
     def tombstones(self, erased: Keys) -> Keys:
         """Tombstones of record or subject keys under the last epoch; uint8 [n, 16]."""
@@ -71,3 +84,7 @@ class Epochs:
             for secret in self.secrets:
                 met |= keys.contains(stones, keys.tombstone_hashes(secret, stored))
         return met
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix(f"{FOLDER}/").removesuffix(".key"))

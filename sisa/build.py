@@ -20,7 +20,7 @@ from sisa.config import Recipe
 from sisa.determinism import StagePlan
 from sisa.errors import WorkerError
 from sisa.executor import Executor
-from sisa.generation import Constituent, Stage
+from sisa.generation import Constituent, Failure, Stage
 from sisa.shard import ShardJob
 from sisa.stage import Link
 from sisa.stage_log import StageRecord
@@ -59,7 +59,8 @@ class Walk:
         """What it contributes once nothing is missing."""
         good = tuple(Stage.of(r) for r in self.stored if not r.failure)
         failed = self.failed
-        return Constituent(self.shard, good, len(self.links), failed.key if failed else None)
+        failure = Failure(failed.slice, failed.key) if failed else None
+        return Constituent(self.shard, good, len(self.links), failure)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Built:
 
 
 def walk(store: Store, views: Sequence[PartitionView], training: str) -> tuple[Walk, ...]:
-    """Hold every shard's chain against the stage log; one walk a shard with any record."""
+    """Hold every shard's chain against what is stored; one walk a shard with any record."""
     return tuple(
         _walk(store, shard, tuple(v for v in views if v.shard == shard), training)
         for shard in sorted({v.shard for v in views})
@@ -104,16 +105,7 @@ def walk(store: Store, views: Sequence[PartitionView], training: str) -> tuple[W
 
 def _walk(store: Store, shard: int, views: tuple[PartitionView, ...], training: str) -> Walk:
     links = stage.chain(shard, views, training)
-    known = stage_log.read_shard(store, shard)
-    stored: list[StageRecord] = []
-    for link in links:
-        record = known.get(link.key)
-        if record is None:
-            break
-        stored.append(record)
-        if record.failure:
-            break
-    return Walk(shard, views, links, tuple(stored))
+    return Walk(shard, views, links, stage_log.stored(store, shard, links))
 
 
 def cost(store: Store, recipe: Recipe, walks: Sequence[Walk]) -> Cost:
@@ -137,6 +129,7 @@ def samples(store: Store, recipe: Recipe, walk: Walk) -> int:
 def build(
     store: Store,
     recipe: Recipe,
+    training: str,
     walks: Sequence[Walk],
     executor: Executor,
     progress: Progress = lambda record, stages: None,
@@ -148,6 +141,7 @@ def build(
     Args:
         store: Holds partitions and parents.
         recipe: The recipe.
+        training: Its training digest, which stands for the learner's code too.
         walks: From `walk`.
         executor: Where to train.
         progress: Called as stages become durable.
@@ -164,6 +158,7 @@ def build(
             shard=w.shard,
             attempt=uuid.uuid4().hex,
             recipe=recipe,
+            training=training,
             views=w.views,
             links=w.missing,
             parent=w.stored[-1] if w.stored else None,

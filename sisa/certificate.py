@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from data_index.leases import Lease
-from data_index.ledger import Request
+from data_index.requests import Request, touches
 from data_index.storage import canonical_json
 from sisa import stage_log
 from sisa.context import Context
@@ -78,12 +78,11 @@ def _statement(
 
 def _rebuilt(request: Request, generation: Generation) -> list[Any]:
     """The stages of the generation that stand where the erased records had been."""
-    first = dict(request.places)
     return [
         (c.shard, s)
         for c in generation.constituents
         for s in c.stages
-        if s.slice >= first.get(c.shard, 1 << 31)
+        if touches(request.places, c.shard, s.slice)
     ]
 
 

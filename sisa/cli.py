@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sisa import __version__
-from sisa.errors import SisaError, UsageError
+from sisa.errors import DataError, NotFoundError, SisaError, UsageError
 
 if TYPE_CHECKING:
     from sisa.results import Result
@@ -200,7 +200,7 @@ def predict(call: _Call, file: Path, out: Path) -> Result:
 @main.command(epilog="Example: sisa forget --subject alice --subject bob --yes")
 @click.option("--subject", "subjects", multiple=True, help="Id of a data subject.")
 @click.option("--record", "records", multiple=True, help="Id of a record.")
-@click.option("--file", "listed", type=click.File(), help="Subject ids, one a line; - for stdin.")
+@click.option("--file", "listed", help="Subject ids, one a line; - for stdin.")
 @click.option("--no-wait", is_flag=True, help="Accept and roll back; `sisa work` does the rest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -209,17 +209,30 @@ def forget(
     call: _Call,
     subjects: tuple[str, ...],
     records: tuple[str, ...],
-    listed: Any,
+    listed: str | None,
     no_wait: bool,
     dry_run: bool,
     yes: bool,
 ) -> Result:
     """Erase data subjects or single records."""
-    named = [*subjects, *(line.strip() for line in listed or () if line.strip())]
+    named = [*subjects, *_lines(listed)]
     if not dry_run and not yes:
         _confirm(f"Erase {len(named)} subjects and {len(records)} records for good?")
     with call.open() as workspace:
         return workspace.forget(named, records, wait=not no_wait, dry_run=dry_run)
+
+
+def _lines(name: str | None) -> list[str]:
+    """The lines of a file or of standard input that are not empty."""
+    if name is None:
+        return []
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"{name} does not exist.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{name} is no UTF-8 text.", "Write one id a line.") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _confirm(question: str) -> None:

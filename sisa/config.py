@@ -207,7 +207,7 @@ class Erasure(Section):
     """How erasures are served."""
 
     quorum: Annotated[Real, Field(gt=0, le=1)] = 0.5
-    due: Annotated[Text, Field(pattern=r"^\d+[dh]$")] = "30d"
+    due: Annotated[Text, Field(pattern=r"^\d{1,5}[dh]$")] = "30d"
 
 
 class Tracking(Section):

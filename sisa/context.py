@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from data_index.dataset import DataSet
 from data_index.keys import Keyring
 from data_index.ledger import GenerationEntry, Ledger
 from data_index.schema import Columns
-from data_index.storage import Store
+from data_index.storage import FileRef, Store
 from data_index.tombstones import Epochs
 from sisa import learners
 from sisa.build import Progress
 from sisa.config import Config
-from sisa.errors import ConfigurationError, IncompleteError
+from sisa.errors import ConfigurationError, ExactnessError, IncompleteError
 from sisa.executor import Executor
 from sisa.generation import Generation
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,31 @@ class Context:
         """Where user modules are found."""
         return (str(self.folder),)
 
-    @cached_property
+    @property
     def training(self) -> str:
-        """The training digest of the recipe as it is now."""
+        """The training digest of the recipe and of the learner's code as it is now."""
         self.find_user_modules()
         factory = self.config.recipe.learner.factory
         return self.config.recipe.training_digest(learners.code_digest(factory))
 
     def find_user_modules(self) -> None:
-        """Let modules that lie beside sisa.yaml be imported."""
-        for path in self.import_paths:
-            if path not in sys.path:
-                sys.path.insert(0, path)
+        """Let modules that lie beside sisa.yaml be imported, before others of their name."""
+        learners.find_in(self.import_paths)
+
+    def steady(self, read: Callable[[], T]) -> T:
+        """Read what the pointers name; if it was swept because they moved, read again.
+
+        Raises:
+            ExactnessError: Something is missing or damaged that the pointers still name.
+        """
+        while True:
+            before = self.ledger.moment()
+            try:
+                return read()
+            except ExactnessError:
+                now = self.ledger.moment()
+                if (now.dataset, now.generation) == (before.dataset, before.generation):
+                    raise
 
     def dataset(self) -> DataSet:
         """The current data set; an empty one before the first ingest.
@@ -84,8 +99,11 @@ class Context:
         Raises:
             ConfigurationError: Data or partition of the recipe were changed after an ingest.
         """
+        return self.load_dataset(self.ledger.dataset())
+
+    def load_dataset(self, ref: FileRef | None) -> DataSet:
+        """The data set of a manifest; an empty one for none. Raises as `dataset` does."""
         layout = self.config.recipe.layout_digest()
-        ref = self.ledger.dataset()
         if ref is None:
             return DataSet(layout)
         found = DataSet.load(self.store, ref)

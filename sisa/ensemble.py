@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
-from data_index import keys, sources
-from data_index.storage import Store
+from data_index import casting
 from sisa import checkpoint, learners
 from sisa.config import Aggregation
 from sisa.context import Context
-from sisa.errors import DataError, ExactnessError, IncompleteError, NotFoundError
+from sisa.errors import IncompleteError
 from sisa.generation import Generation
 from sisa.learners.protocol import Learner, State
 from sisa.learners.records import Encoding, Records
-from sisa.results import Evaluation, Predicted
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,26 +78,18 @@ def load(context: Context) -> Ensemble:
         IncompleteError: Nothing is trained, or too few constituents vote.
         ExactnessError: A checkpoint is damaged.
     """
-    while True:
-        entry, generation = context.served()
-        require_quorum(generation, context.config.runtime.erasure.quorum)
-        try:
-            states = _states(context.store, generation)
-        except ExactnessError:
-            # Swept under our feet: another generation is current by now.
-            now = context.ledger.generation()
-            if now is not None and now.number == entry.number:
-                raise
-            continue
-        context.find_user_modules()
-        return Ensemble(
-            entry.number,
-            generation.digest,
-            Encoding.of(generation.recipe.data),
-            learners.load(generation.recipe),
-            states,
-            generation.recipe.aggregation,
-        )
+    entry, generation = context.served()
+    require_quorum(generation, context.config.runtime.erasure.quorum)
+    last = [c.stages[-1] for c in generation.voting]
+    context.find_user_modules()
+    return Ensemble(
+        entry.number,
+        generation.digest,
+        Encoding.of(generation.recipe.data),
+        learners.load(generation.recipe),
+        tuple(checkpoint.read(context.store, s.file, s.tensors) for s in last),
+        generation.recipe.aggregation,
+    )
 
 
 def require_quorum(generation: Generation, quorum: float) -> None:
@@ -121,121 +106,19 @@ def require_quorum(generation: Generation, quorum: float) -> None:
         )
 
 
-def _states(store: Store, generation: Generation) -> tuple[State, ...]:
-    last = [c.stages[-1] for c in generation.voting]
-    return tuple(checkpoint.read(store, s.file, s.tensors) for s in last)
-
-
-@dataclass
-class _Sums:
-    """Running sums of the metrics."""
-
-    records: int = 0
-    skipped: int = 0
-    right: float = 0.0
-    log_loss: float = 0.0
-    squares: float = 0.0
-    absolutes: float = 0.0
-
-
-def evaluate(context: Context, path: Path) -> Evaluation:
-    """Metrics on a held-out file; rows of erased subjects and records are left out.
-
-    Raises:
-        DataError: The file does not fit, or has no row left.
-    """
-    ensemble = load(context)
-    sums = _Sums()
-    for rows, records in _read(context, ensemble, path, target=True):
-        kept = ~_erased(context, rows)
-        sums.skipped += int((~kept).sum())
-        if kept.any():
-            _add(sums, ensemble, records.take(kept))
-    if sums.records == 0:
-        raise DataError(f"{path.name} holds no row to evaluate on.", "Point to another file.")
-    count = sums.records
-    metrics: dict[str, float] = (
-        {"accuracy": sums.right / count, "log_loss": sums.log_loss / count}
-        if ensemble.encoding.classes
-        else {"rmse": float(np.sqrt(sums.squares / count)), "mae": sums.absolutes / count}
-    )
-    return Evaluation(
-        generation=ensemble.number, records=count, skipped_erased=sums.skipped, **metrics
-    )
-
-
-def _add(sums: _Sums, ensemble: Ensemble, records: Records) -> None:
-    if records.target is None:
-        raise ValueError("evaluation needs targets")
-    predicted = ensemble.predict(records)
-    sums.records += len(records)
-    if ensemble.encoding.classes:
-        sums.right += float((predicted.argmax(axis=1) == records.target).sum())
-        true = predicted[np.arange(len(records)), records.target]
-        sums.log_loss -= float(np.log(np.maximum(true, SMALLEST)).sum())
-    else:
-        errors = predicted - records.target
-        sums.squares += float((errors * errors).sum())
-        sums.absolutes += float(np.abs(errors).sum())
-
-
 def predict_table(context: Context, table: pa.Table) -> pa.Table:
-    """Predict the rows of a table: prediction, and for a classification all probabilities."""
-    ensemble = load(context)
-    columns = [
-        sources.cast_feature(table[f.name].combine_chunks(), f)
-        for f in ensemble.encoding.columns.features
-    ]
-    names = [f.column for f in ensemble.encoding.columns.features]
-    records = ensemble.encoding.encode(pa.table(columns, names=names))
-    return _predictions(ensemble, records)
-
-
-def predict_file(context: Context, path: Path, out: Path) -> Predicted:
-    """Predict a file into a Parquet or CSV file: record id, prediction, probabilities.
+    """Predict the rows of a table: prediction, and for a classification all probabilities.
 
     Raises:
-        DataError: The file does not fit, or the output is of another kind.
+        DataError: It lacks a feature column, or one does not fit.
     """
-    if out.suffix.lower() not in (".parquet", ".csv"):
-        raise DataError(f"{out.name} is of an unknown kind.", "Use .parquet or .csv.")
-    if not out.parent.is_dir():
-        raise NotFoundError(f"The folder {out.parent} does not exist.", "Make it first.")
     ensemble = load(context)
-    temporary = out.with_name(f".{out.name}.part")
-    count = 0
-    writer: Any = None
-    try:
-        for rows, records in _read(context, ensemble, path, target=False):
-            made = _predictions(ensemble, records)
-            made = made.add_column(0, context.columns.record_id, rows.raw_ids)
-            count += made.num_rows
-            if writer is None:
-                kind = pq.ParquetWriter if out.suffix.lower() == ".parquet" else pacsv.CSVWriter
-                writer = kind(temporary, made.schema)
-            writer.write_table(made)
-        if writer is None:
-            raise DataError(f"{path.name} holds no rows.", "Point to a file with rows.")
-        writer.close()
-        temporary.replace(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Predicted(
-        records=count, generation=ensemble.number, digest=ensemble.digest, out=str(out)
-    )
+    features = casting.cast_features(table, ensemble.encoding.columns)
+    return predictions(ensemble, ensemble.encoding.encode(features))
 
 
-def _read(
-    context: Context, ensemble: Ensemble, path: Path, target: bool
-) -> Iterator[tuple[sources.Rows, Records]]:
-    for file in sources.expand([path]):
-        for rows in sources.read(file, context.columns, target=target):
-            yield rows, ensemble.encoding.encode(rows.table)
-
-
-def _predictions(ensemble: Ensemble, records: Records) -> pa.Table:
+def predictions(ensemble: Ensemble, records: Records) -> pa.Table:
+    """What a user gets of n records: prediction, and for a classification all probabilities."""
     predicted = ensemble.predict(records)
     classes = ensemble.encoding.columns.classes
     if classes is None:
@@ -243,11 +126,3 @@ def _predictions(ensemble: Ensemble, records: Records) -> pa.Table:
     labels = pa.array(classes).take(pa.array(predicted.argmax(axis=1)))
     shares = {f"probability_{c}": predicted[:, i] for i, c in enumerate(classes)}
     return pa.table({"prediction": labels, **shares})
-
-
-def _erased(context: Context, rows: sources.Rows) -> npt.NDArray[np.bool_]:
-    """Which rows are of an erased subject or record; bool [n]."""
-    stones = context.ledger.tombstones()
-    records = keys.record_keys(context.ring, rows.record_ids)
-    subjects = keys.subject_keys(context.ring, rows.subject_ids)
-    return context.epochs.meets(stones, records) | context.epochs.meets(stones, subjects)

@@ -13,8 +13,10 @@ import queue
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 from sisa import errors
@@ -60,10 +62,19 @@ def attempt(job: ShardJob) -> dict[str, str] | None:
         train_shard(job)
     except SisaError as error:
         return {"code": error.code, "message": error.message, "remedy": error.remedy}
+    except OSError as error:
+        message = f"Shard {job.shard} failed: {error.strerror or type(error).__name__}."
+        return {"code": WorkerError.code, "message": message, "remedy": "Check the store's disk."}
     except Exception as error:  # user code may raise anything
-        message = f"Shard {job.shard} failed: {type(error).__name__}: {error}."
+        message = f"Shard {job.shard} failed: {type(error).__name__} in {_place(error)}."
         return {"code": WorkerError.code, "message": message, "remedy": "See the learner's code."}
     return None
+
+
+def _place(error: Exception) -> str:
+    """File and line that raised it; its text is left out, for it may quote a row."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"line {last.lineno} of {Path(last.filename).name}"
 
 
 def raise_error(error: Mapping[str, str]) -> None:
@@ -189,6 +200,7 @@ def _start(job: ShardJob) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SISA_")}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     environment |= dict.fromkeys(THREAD_VARIABLES, str(job.recipe.training.threads))
+    environment["PYTHONHASHSEED"] = "0"  # user code may walk a set of strings
     return subprocess.Popen(
         [sys.executable, "-m", "sisa.worker"],
         stdin=subprocess.PIPE,

@@ -16,11 +16,13 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from data_index import keys, ledger, lineage, rewrite
+from data_index import keys, ledger, lineage, requests, rewrite
+from data_index.database import Connection
 from data_index.keys import Keys
 from data_index.leases import Lease
-from data_index.ledger import Connection, GenerationEntry, Pending, Request
+from data_index.ledger import GenerationEntry
 from data_index.lineage import Selection
+from data_index.requests import Pending, Places, Request, touches
 from data_index.schema import RECORD_KEY, SUBJECT_KEY
 from sisa import certificate, plan, purge
 from sisa.context import Context
@@ -49,7 +51,7 @@ class Named:
     unknown: tuple[str, ...]
 
     @property
-    def places(self) -> tuple[tuple[int, int], ...]:
+    def places(self) -> Places:
         """The shards that the rows sit in, each with their first slice there."""
         first: dict[int, int] = {}
         pairs = zip(self.rows["shard"].to_pylist(), self.rows["slice"].to_pylist(), strict=True)
@@ -76,25 +78,29 @@ class Accepted:
 def look_up(context: Context, subjects: Sequence[Id], records: Sequence[Id]) -> Named:
     """Find what ids stand for, in the data and among the tombstones.
 
+    Without a subject column a subject is its record.
+
     Raises:
-        UsageError: No id is given.
+        UsageError: No id is given, or one is neither text nor an integer.
         DataError: An id is empty or padded.
     """
     if not subjects and not records:
         raise UsageError("No id is given.", "Name a subject or a record.")
+    if context.columns.subject_id is None:
+        subjects, records = (), (*subjects, *records)
     subject_keys = keys.subject_keys(context.ring, _canonical(subjects))
     record_keys = keys.record_keys(context.ring, _canonical(records))
     wanted = Selection(subject_keys, record_keys)
-    dataset = context.dataset()
-    stones = context.ledger.tombstones()
+    moment = context.ledger.moment()
+    dataset = context.load_dataset(moment.dataset)
+    stones = moment.tombstones
     subject_met = context.epochs.meets(stones, subject_keys)
     record_met = context.epochs.meets(stones, record_keys)
     rows = lineage.find(context.store, dataset.by_record, dataset.by_subject, wanted)
     subject_there = keys.contains(keys.from_arrow(rows[SUBJECT_KEY]), subject_keys) & ~subject_met
     record_there = keys.contains(keys.from_arrow(rows[RECORD_KEY]), record_keys) & ~record_met
     new = Selection(_unique(subject_keys[subject_there]), _unique(record_keys[record_there]))
-    pending = context.ledger.pending().gone
-    rows = rows.filter(pa.array(new.mask(rows) & ~pending.mask(rows)))
+    rows = rows.filter(pa.array(new.mask(rows) & ~moment.pending.gone.mask(rows)))
     unknown = [
         *(str(i) for i, hit in zip(subjects, subject_there | subject_met, strict=True) if not hit),
         *(str(i) for i, hit in zip(records, record_there | record_met, strict=True) if not hit),
@@ -117,13 +123,14 @@ def forget(
         r.status != "certified" for r in done.named.earlier
     )
     try:
-        worked = work(context) if wait and unfinished else None
+        worked = work(context) if wait else None
+        return _reply(context, done, worked)
     except BusyError:
-        return _reply(context, done, None, blocked=True)
+        return _reply(context, done, None, blocked=unfinished)
     except SisaError as error:
-        error.remedy += " The erasure is accepted; `sisa work` finishes it."
+        if unfinished:
+            error.remedy += " The erasure is accepted; `sisa work` finishes it."
         raise
-    return _reply(context, done, worked)
 
 
 def dry_run(context: Context, subjects: Sequence[Id], records: Sequence[Id]) -> Forgotten:
@@ -151,21 +158,26 @@ def accept(
 ) -> Accepted:
     """Accept durably, and roll serving back in the same transaction."""
     while True:
-        before = context.ledger.dataset(), context.ledger.pending().sequence
-        current = context.current()
-        if current is not None:
-            context.require_trained_recipe(current[1])
-        named = look_up(context, subjects, records)
+        moment = context.ledger.moment()
+        named = context.steady(lambda: _ready(context, subjects, records))
         if not named.new:
             spent = time.monotonic() - started
             return Accepted(named, None, spent, spent)
         with context.ledger.write() as connection:
-            now = ledger.current_dataset(connection), ledger.last_sequence(connection)
-            if now != before:
+            now = ledger.current_dataset(connection), requests.last_sequence(connection)
+            if now != (moment.dataset, moment.pending.sequence):
                 continue  # data or requests moved between look-up and transaction: look again
             request = _enter(context, connection, named)
         spent = time.monotonic() - started
         return Accepted(named, request, spent, spent)
+
+
+def _ready(context: Context, subjects: Sequence[Id], records: Sequence[Id]) -> Named:
+    """The ids, looked up, once it is clear that the models could be built again."""
+    current = context.current()
+    if current is not None:
+        context.require_trained_recipe(current[1])
+    return look_up(context, subjects, records)
 
 
 def work(context: Context) -> Worked:
@@ -183,7 +195,12 @@ def work(context: Context) -> Worked:
                 break
             samples += _carry_out(context, lease, pending, finished)
         if not finished:
-            purge.purge(context)
+            purge.purge(context, lease)
+    if not context.ledger.compact():
+        context.report.warn(
+            "Somebody is reading the ledger, whose log may hold pseudonyms until `sisa work` "
+            "is run again."
+        )
     entry = context.ledger.generation()
     return Worked(
         requests=tuple(request_state(r) for r in context.ledger.requests() if r.id in finished),
@@ -207,6 +224,8 @@ def request_state(request: Request) -> RequestState:
 
 
 def _canonical(ids: Sequence[Id]) -> list[bytes]:
+    if any(isinstance(i, bool) or not isinstance(i, (str, int)) for i in ids):
+        raise UsageError("An id is neither text nor an integer.", "Name ids as the sources do.")
     return keys.canonical_ids(pa.array([str(i) for i in ids], pa.string()), "The call")
 
 
@@ -229,7 +248,7 @@ def _enter(context: Context, connection: Connection, named: Named) -> Request:
     now = context.ledger.clock()
     entry = ledger.current_generation(connection)
     draft = replace(
-        ledger.new_request(now, _due(context.config.runtime.erasure.due)),
+        requests.draft(now, _due(context.config.runtime.erasure.due)),
         records=named.rows.num_rows,
         subjects=len(named.new.subjects) + len(named.new.records),
         places=named.places,
@@ -237,7 +256,8 @@ def _enter(context: Context, connection: Connection, named: Named) -> Request:
     )
     erased = np.concatenate([named.new.subjects, named.new.records])
     stones = context.epochs.tombstones(erased)
-    request = ledger.add_request(connection, draft, named.new, stones, now)
+    epoch = context.epochs.numbers[-1]
+    request = requests.add(connection, draft, named.new, stones, epoch, now)
     if entry is not None:
         _roll_back(context, connection, entry, named)
     return request
@@ -251,11 +271,12 @@ def _roll_back(
         return
     current = Generation.load(context.store, entry.manifest)
     first = dict(named.places)
-    beyond = 1 << 31
     rolled = replace(
         current,
-        constituents=tuple(c.before(first.get(c.shard, beyond)) for c in current.constituents),
-        partitions=tuple(p for p in current.partitions if p[1] < first.get(p[0], beyond)),
+        constituents=tuple(
+            c.before(first[c.shard]) if c.shard in first else c for c in current.constituents
+        ),
+        partitions=tuple(p for p in current.partitions if not touches(named.places, p[0], p[1])),
         reason="roll-back",
         certificate_head=ledger.certificate_head(connection),
     )
@@ -272,9 +293,11 @@ def _carry_out(context: Context, lease: Lease, pending: Pending, finished: list[
     published = _published(context, lease)
     taken = published.pending if published else pending
     ids = [r.id for r in taken.requests]
-    context.ledger.set_status([r.id for r in taken.requests if r.status == "accepted"], "published")
+    if published:
+        new = [r.id for r in taken.requests if r.status == "accepted"]
+        context.ledger.set_status(new, "published", lease)
     _rewrite(context, lease, taken)
-    swept = purge.purge(context)
+    swept = purge.purge(context, lease)
     for request in taken.requests:
         certificate.issue(context, lease, request, published, swept)
     finished += ids
@@ -305,9 +328,8 @@ def _reply(
     context: Context, done: Accepted, worked: Worked | None, blocked: bool = False
 ) -> Forgotten:
     named = done.named
-    requests = {r.id: r for r in context.ledger.requests()}
     mine = done.request or (named.earlier[-1] if named.earlier else None)
-    mine = mine and requests[mine.id]
+    mine = mine and next(r for r in context.ledger.requests() if r.id == mine.id)
     entry = context.ledger.generation()
     return Forgotten(
         request_id=mine and mine.id,

@@ -45,6 +45,14 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A stage that failed deterministically: its slice and its stage key."""
+
+    slice: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Constituent:
     """The model of one shard.
 
@@ -52,13 +60,13 @@ class Constituent:
         shard: From 0.
         stages: Its stages in order, as far as it is served.
         length: Number of stages that its chain has.
-        failed: The failed stage's key, or None; a constituent that failed does not vote.
+        failed: The stage that failed, or None; a constituent that failed does not vote.
     """
 
     shard: int
     stages: tuple[Stage, ...]
     length: int
-    failed: str | None = None
+    failed: Failure | None = None
 
     @property
     def votes(self) -> bool:
@@ -66,8 +74,10 @@ class Constituent:
         return self.failed is None and sum(s.steps for s in self.stages) > 0
 
     def before(self, slice_: int) -> Constituent:
-        """Rolled back to its last stage that never saw this slice."""
-        return replace(self, stages=tuple(s for s in self.stages if s.slice < slice_), failed=None)
+        """Rolled back to its last stage that never saw this slice; an earlier failure stays."""
+        stages = tuple(s for s in self.stages if s.slice < slice_)
+        failed = self.failed if self.failed and self.failed.slice < slice_ else None
+        return replace(self, stages=stages, failed=failed)
 
 
 @dataclass(frozen=True)
@@ -164,4 +174,5 @@ def _constituent(found: dict[str, Any]) -> Constituent:
     stages = tuple(
         Stage(**{**stage, "file": FileRef.from_json(stage["file"])}) for stage in found["stages"]
     )
-    return Constituent(**{**found, "stages": stages})
+    failed = found["failed"] and Failure(**found["failed"])
+    return Constituent(**{**found, "stages": stages, "failed": failed})

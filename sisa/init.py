@@ -59,7 +59,10 @@ def create(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         secrets.make(folder, environment)
-        (folder / config.FILE).write_text(config.dump(made), "utf-8")
+        # Last and whole, so that an interrupted attempt can be repeated.
+        part = folder / f".{config.FILE}.part"
+        part.write_text(config.dump(made), "utf-8")
+        part.replace(folder / config.FILE)
     except OSError as error:
         raise ConfigurationError(
             f"{folder} cannot be written: {error.strerror}.", "Choose another folder."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_index.leases import Lease
-from data_index.ledger import Pending
+from data_index.requests import Pending
 from data_index.view import PartitionView, through
 from sisa.build import Built, build, walk
 from sisa.context import Context
@@ -49,50 +49,53 @@ def build_and_publish(context: Context, lease: Lease, reason: str) -> Published:
         if dataset.records == 0 and not pending.requests:
             raise IncompleteError("There is no record to train on.", "Run `sisa ingest` first.")
         views = through(context.store, context.ring, context.columns, dataset, pending.gone)
-        built = _build(context, views)
+        generation, built = _build(context, views, reason)
         trained.append(built)
         try:
-            number, generation = _publish(context, lease, reason, views, built, pending)
+            number, generation = _publish(context, lease, generation, pending)
         except MovedOnError:
             continue
         return Published(number, generation, _together(trained), pending)
     raise BusyError("Erasure requests came in faster than the build.", "Run `sisa work` again.")
 
 
-def _build(context: Context, views: tuple[PartitionView, ...]) -> Built:
-    walks = walk(context.store, views, context.training)
-    return build(
+def _build(
+    context: Context, views: tuple[PartitionView, ...], reason: str
+) -> tuple[Generation, Built]:
+    """Train what is missing. Returns the generation that it makes, and what was done."""
+    recipe, training = context.config.recipe, context.training
+    built = build(
         context.store,
-        context.config.recipe,
-        walks,
+        recipe,
+        training,
+        walk(context.store, views, training),
         context.make_executor(),
         context.report.stage,
         import_paths=context.import_paths,
     )
-
-
-def _publish(
-    context: Context,
-    lease: Lease,
-    reason: str,
-    views: tuple[PartitionView, ...],
-    built: Built,
-    pending: Pending,
-) -> tuple[int, Generation]:
     generation = Generation(
-        recipe=context.config.recipe,
-        training=context.training,
+        recipe=recipe,
+        training=training,
         constituents=built.constituents,
         partitions=tuple((v.shard, v.slice, v.rows, v.logical) for v in views),
         reason=reason,
         certificate_head=context.ledger.certificate_head(),
     )
+    return generation, built
+
+
+def _publish(
+    context: Context, lease: Lease, generation: Generation, pending: Pending
+) -> tuple[int, Generation]:
+    """Make a generation current, unless that would change nothing."""
     current = context.current()
     if current is not None and generation.same_as(current[1]):
         return current[0].number, current[1]
     manifest = generation.save(context.store)
     context.store.flush()
-    number = context.ledger.publish(manifest, generation.digest, reason, pending.sequence, lease)
+    number = context.ledger.publish(
+        manifest, generation.digest, generation.reason, pending.sequence, lease
+    )
     return number, generation
 
 

@@ -9,9 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_index import ledger
+from data_index.leases import Lease
 from data_index.lineage import Selection
+from data_index.storage import TEMPORARY
 from sisa import plan, stage_log
 from sisa.context import Context
+
+DATA = ("partitions", "lineage", "journal", "datasets")
+"""Folders of the store that hold rows or name them."""
+
+MODELS = ("checkpoints", "generations")
+"""Folders of the store that hold what was learned from rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,40 +30,42 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
-class _Marked:
+class Marked:
     """What is reachable: paths of files, and keys of stages."""
 
     paths: frozenset[str]
     stages: frozenset[str]
 
 
-def purge(context: Context) -> Swept:
-    """Destroy what is unreachable; the caller holds the writer's lease."""
-    marked = _mark(context)
-    doomed = [path for path in context.store.list() if path not in marked.paths and _swept(path)]
-    count: dict[str, int] = {}
-    for path in doomed:
-        folder = path.partition("/")[0]
-        count[folder] = count.get(folder, 0) + 1
-    context.store.delete(doomed)
-    _sweep_generations(context, count)
-    _sweep_stage_log(context, marked.stages, count)
-    context.ledger.compact()
+def purge(context: Context, lease: Lease, folders: tuple[str, ...] = DATA + MODELS) -> Swept:
+    """Destroy what is unreachable, in a transaction that the writer alone can make.
+
+    A submitter writes its rolled-back manifest inside a transaction of its own, so none is half
+    made; and one who has lost the lease destroys nothing by an old mark.
+
+    Raises:
+        BusyError: The lease was lost.
+    """
+    there = list(context.store.list())  # listed before it is marked: what comes later is spared
+    marked = mark(context)
+    with context.ledger.write() as connection:
+        lease.check(connection)
+        keep = set(marked.paths)
+        entry = ledger.current_generation(connection)
+        if entry is not None and entry.manifest is not None:
+            keep.add(entry.manifest.path)
+        doomed = [p for p in there if p.partition("/")[0] in folders and p not in keep]
+        count = _count(doomed)
+        context.store.delete(doomed)
+        count[TEMPORARY] = context.store.remove_scratch()
+        if "checkpoints" in folders:
+            ledger.retire_generations(connection, {entry.number} if entry else set())
+            count[stage_log.FOLDER] = _sweep_stage_log(context, marked.stages)
     return Swept(count)
 
 
-def reachable(context: Context) -> frozenset[str]:
-    """Paths of all files that are reachable, the stage log and the epochs left aside."""
-    return _mark(context).paths
-
-
-def _swept(path: str) -> bool:
-    """Folders that are swept by path; the others are below, or are never swept."""
-    folder = path.partition("/")[0]
-    return folder in ("partitions", "lineage", "journal", "datasets", "checkpoints")
-
-
-def _mark(context: Context) -> _Marked:
+def mark(context: Context) -> Marked:
+    """All that is reachable, the epochs and certificates left aside."""
     paths: set[str] = set()
     stages: set[str] = set()
     ref = context.ledger.dataset()
@@ -72,24 +82,15 @@ def _mark(context: Context) -> _Marked:
     for walk in plan.walks_without(context, Selection.nothing()):
         stages |= {r.key for r in walk.stored}
         paths |= {r.file.path for r in walk.stored if r.file is not None}
-    return _Marked(frozenset(paths), frozenset(stages))
+    return Marked(frozenset(paths), frozenset(stages))
 
 
-def _sweep_generations(context: Context, count: dict[str, int]) -> None:
-    """Retired manifests and temporary files, inside a transaction.
-
-    A submitter writes its rolled-back manifest inside its own transaction, so none is half made.
-    """
-    with context.ledger.write() as connection:
-        entry = ledger.current_generation(connection)
-        ledger.retire_generations(connection, {entry.number} if entry else set())
-        keep = {entry.manifest.path} if entry and entry.manifest else set()
-        old = [p for p in context.store.list("generations") if p not in keep]
-        count["generations"] = context.store.delete(old)
-        count["tmp"] = context.store.remove_scratch()
+def _count(paths: list[str]) -> dict[str, int]:
+    folders = [p.partition("/")[0] for p in paths]
+    return {folder: folders.count(folder) for folder in sorted(set(folders))}
 
 
-def _sweep_stage_log(context: Context, keep: frozenset[str], count: dict[str, int]) -> None:
+def _sweep_stage_log(context: Context, keep: frozenset[str]) -> int:
     """Write segments anew that hold an unreachable stage, then destroy the old ones."""
     store = context.store
     doomed: list[str] = []
@@ -102,4 +103,4 @@ def _sweep_stage_log(context: Context, keep: frozenset[str], count: dict[str, in
         if kept:
             stage_log.write_segment(store, f"{name.removesuffix('.json')}p.json", kept)
     store.flush()
-    count["stages"] = store.delete(doomed)
+    return store.delete(doomed)

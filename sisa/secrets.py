@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
 )
 
 from sisa.errors import ConfigurationError
@@ -47,13 +48,19 @@ def read(folder: Path, environment: Mapping[str, str] = os.environ) -> bytes:
 
 
 def make(folder: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Make a secret, unless the environment has one, and a signing key pair."""
-    if VARIABLE in environment:
+    """Make a secret, unless the environment has one, and a signing key pair.
+
+    What is there already, from an attempt that was interrupted, stays as it is.
+    """
+    if VARIABLE in environment or (folder / SECRET).exists():
         read(folder, environment)
     else:
         _private(folder / SECRET, os.urandom(32).hex().encode() + b"\n")
-    key = Ed25519PrivateKey.generate()
-    _private(folder / SIGNING, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    if not (folder / SIGNING).exists():
+        new = Ed25519PrivateKey.generate()
+        pem = new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _private(folder / SIGNING, pem)
+    key = load_pem_private_key((folder / SIGNING).read_bytes(), password=None)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (folder / PUBLIC).write_bytes(public)
 

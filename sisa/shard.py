@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from data_index.view import PartitionView
 from sisa import checkpoint, determinism, learners, stage_log
 from sisa.config import Recipe
 from sisa.determinism import StagePlan
+from sisa.errors import ConfigurationError
 from sisa.learners.protocol import Learner, State
 from sisa.learners.records import Encoding, Records
 from sisa.stage import Link
@@ -29,6 +29,7 @@ class ShardJob:
         shard: From 0.
         attempt: Unique name of this job.
         recipe: The recipe.
+        training: The training digest that the stage keys were made of.
         views: All its partitions that hold a row, in slice order.
         links: The stages to train, in order.
         parent: The stored stage before the first of them, None for the shard's beginning.
@@ -40,6 +41,7 @@ class ShardJob:
     shard: int
     attempt: str
     recipe: Recipe
+    training: str
     views: tuple[PartitionView, ...]
     links: tuple[Link, ...]
     parent: StageRecord | None
@@ -53,6 +55,7 @@ class ShardJob:
             "shard": self.shard,
             "attempt": self.attempt,
             "recipe": self.recipe.model_dump(mode="json"),
+            "training": self.training,
             "views": [v.to_json() for v in self.views],
             "links": [link.to_json() for link in self.links],
             "parent": self.parent and asdict(self.parent),
@@ -68,6 +71,7 @@ class ShardJob:
             shard=found["shard"],
             attempt=found["attempt"],
             recipe=Recipe.model_validate(found["recipe"]),
+            training=found["training"],
             views=tuple(map(PartitionView.from_json, found["views"])),
             links=tuple(Link(**link) for link in found["links"]),
             parent=found["parent"] and StageRecord.from_json(found["parent"]),
@@ -87,13 +91,12 @@ def train_shard(job: ShardJob) -> None:
         ConfigurationError: The learner does not fit.
         ExactnessError: A partition or checkpoint is damaged.
     """
-    for path in reversed(job.import_paths):
-        if path not in sys.path:
-            sys.path.insert(0, path)
+    learners.find_in(job.import_paths)
     job = _resumed(job)
     if not job.links:
         return
     learner = learners.load(job.recipe)
+    _require_code(job)
     store = Store(job.store)
     determinism.pin_threads(job.recipe.training.threads)
     records, slices = _records(job, store)
@@ -106,19 +109,34 @@ def train_shard(job: ShardJob) -> None:
             writer.add(record)
             if record.failure:
                 break
-    finally:
+    except OSError:
+        raise  # what could not be written must not be logged
+    except BaseException:
         writer.flush()
+        raise
+    writer.flush()
+
+
+def _require_code(job: ShardJob) -> None:
+    """Refuse to store one code's stages under another's keys; looked at after the import.
+
+    Raises:
+        ConfigurationError: The learner's code is not the one that the stage keys were made of.
+    """
+    code = learners.code_digest(job.recipe.learner.factory)
+    if job.recipe.training_digest(code) != job.training:
+        raise ConfigurationError(
+            "The learner's code is not what it was when the build began.", "Run the command again."
+        )
 
 
 def _resumed(job: ShardJob) -> ShardJob:
     """The job without the stages that its output holds already."""
-    stored = stage_log.read_shard(Store(job.output), job.shard)
-    parent, links = job.parent, list(job.links)
-    while links and links[0].key in stored:
-        parent = stored[links.pop(0).key]
-        if parent.failure:
-            links = []
-    return replace(job, parent=parent, links=tuple(links))
+    stored = stage_log.stored(Store(job.output), job.shard, job.links)
+    if not stored:
+        return job
+    links = () if stored[-1].failure else job.links[len(stored) :]
+    return replace(job, parent=stored[-1], links=links)
 
 
 def _records(job: ShardJob, store: Store) -> tuple[Records, np.ndarray[Any, Any]]:
@@ -139,7 +157,7 @@ def _parent_state(job: ShardJob, store: Store, learner: Learner) -> State:
         return checkpoint.load(checkpoint.dump(learner.init(seed)))
     if job.parent.file is None:
         raise ValueError("the parent of a stage has failed")
-    at = store if store.exists(job.parent.file.path) else Store(job.output)
+    at = store if store.holds(job.parent.file) else Store(job.output)
     return checkpoint.read(at, job.parent.file, job.parent.tensors)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_index.storage import FileRef, Store, canonical_json
 from sisa import checkpoint
 from sisa.errors import ExactnessError
 from sisa.learners.protocol import State
+from sisa.stage import Link
 
 FOLDER = "stages"
 INTERVAL = 1.5
@@ -128,6 +129,35 @@ def read_shard(store: Store, shard: int) -> dict[str, StageRecord]:
                     "Train on one kind of machine with one number of threads.",
                 )
     return found
+
+
+def stored(store: Store, shard: int, links: Sequence[Link]) -> tuple[StageRecord, ...]:
+    """Records of the leading stages of a chain that are stored; the last may have failed.
+
+    A stage counts as stored if its checkpoint is there, and the one to go on from only if it is
+    intact: what is missing or damaged is trained again.
+
+    Raises:
+        ExactnessError: Two attempts disagree on the tensors of a stage.
+    """
+    known = read_shard(store, shard)
+    found: list[StageRecord] = []
+    for link in links:
+        record = known.get(link.key)
+        if record is None or not (record.file is None or store.holds(record.file)):
+            break
+        found.append(record)
+        if record.failure:
+            return tuple(found)
+    while 0 < len(found) < len(links) and not store.intact(_file(found[-1])):
+        found.pop()
+    return tuple(found)
+
+
+def _file(record: StageRecord) -> FileRef:
+    if record.file is None:
+        raise ValueError("a failed stage has no checkpoint")
+    return record.file
 
 
 def finite(loss: float) -> float | None:

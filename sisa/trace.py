@@ -9,6 +9,7 @@ import pyarrow as pa
 from data_index import keys, lineage
 from data_index.dataset import DataSet
 from data_index.lineage import Selection
+from data_index.requests import Places, touches
 from data_index.schema import RECORD_KEY, SUBJECT_KEY
 from sisa.context import Context
 from sisa.errors import UsageError
@@ -29,11 +30,10 @@ def trace(context: Context, subject: str | int | None, record: str | int | None)
         context, [] if subject is None else [subject], [] if record is None else [record]
     )
     request = named.earlier[-1] if named.earlier else None
-    seen = set(named.places)
     return LineageResult(
         records=tuple(_records(context, named.rows)),
-        stages=tuple(_stages(context, dict(seen))),
-        generations=tuple(_generations(context, dict(seen))),
+        stages=tuple(_stages(context, named.places)),
+        generations=tuple(_generations(context, named.places)),
         erased=request is not None,
         status=request and request.status,
         certificate=request
@@ -68,24 +68,24 @@ def _origins(context: Context, dataset: DataSet, rows: pa.Table) -> dict[bytes, 
     return found
 
 
-def _stages(context: Context, first: dict[int, int]) -> Iterator[LineageStage]:
+def _stages(context: Context, places: Places) -> Iterator[LineageStage]:
     current = context.current()
     if current is None:
         return
     for constituent in current[1].constituents:
         for stage in constituent.stages:
-            if stage.slice >= first.get(constituent.shard, 1 << 31):
+            if touches(places, constituent.shard, stage.slice):
                 yield LineageStage(shard=constituent.shard, slice=stage.slice, key=stage.key)
 
 
-def _generations(context: Context, first: dict[int, int]) -> Iterator[int]:
+def _generations(context: Context, places: Places) -> Iterator[int]:
     """Kept generations with a stage that has seen the rows."""
     for entry in context.ledger.generations():
         if entry.manifest is None:
             continue
         generation = Generation.load(context.store, entry.manifest)
         if any(
-            stage.slice >= first.get(c.shard, 1 << 31)
+            touches(places, c.shard, stage.slice)
             for c in generation.constituents
             for stage in c.stages
         ):

@@ -7,7 +7,6 @@ chain, and a replay: every served stage trained again in a clean process and com
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,29 +17,46 @@ import pyarrow as pa
 from data_index import keys, lineage, partition
 from data_index.dataset import DataSet
 from data_index.keys import Keys
+from data_index.ledger import GenerationEntry
+from data_index.lineage import Selection
 from data_index.schema import LINEAGE, RECORD_KEY, SUBJECT_KEY
-from data_index.storage import FileRef, Store
+from data_index.storage import FileRef, Store, sha256
 from data_index.view import PartitionView, through
 from sisa import learners, stage_log
-from sisa.build import Walk, build
 from sisa.config import Recipe
 from sisa.context import Context
 from sisa.errors import ExactnessError, UsageError
-from sisa.executor import ProcessExecutor
 from sisa.generation import Constituent, Generation
+from sisa.replay import replay_shards, replayed
 from sisa.results import Check, ShardReplay, Verified
 from sisa.stage import Link, chain
-from sisa.stage_log import StageRecord
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is verified: the current data set and generation as they were read."""
+    """What is verified: data set, generation and requests as they were at one moment."""
 
     context: Context
     dataset: DataSet
-    number: int
+    entry: GenerationEntry
     generation: Generation
+    pending: Selection
+    stones: Keys
+    moved: bool
+
+    @classmethod
+    def of(cls, context: Context) -> _Subject:
+        """Read everything that the ledger points to now."""
+        context.served()
+        moment = context.ledger.moment()
+        entry = moment.generation
+        if entry is None or entry.manifest is None:
+            raise ExactnessError("The current generation has no manifest.")
+        dataset = context.load_dataset(moment.dataset)
+        generation = Generation.load(context.store, entry.manifest)
+        moved = moment.dataset is not None and entry.dataset != moment.dataset.sha256
+        gone, stones = moment.pending.gone, moment.tombstones
+        return cls(context, dataset, entry, generation, gone, stones, moved)
 
     @property
     def recipe(self) -> Recipe:
@@ -51,8 +67,7 @@ class _Subject:
     def views(self) -> tuple[PartitionView, ...]:
         """The data set without what is accepted but not rewritten yet."""
         c = self.context
-        gone = c.ledger.pending().gone
-        return through(c.store, c.ring, c.columns, self.dataset, gone)
+        return through(c.store, c.ring, c.columns, self.dataset, self.pending)
 
     @cached_property
     def chains(self) -> dict[int, tuple[Link, ...]]:
@@ -80,9 +95,9 @@ def verify(
         IncompleteError: Nothing has been trained yet.
         ExactnessError: A manifest is damaged, so that nothing can be checked.
     """
-    entry, generation = context.served()
+    subject = _Subject.of(context)
+    entry, generation = subject.entry, subject.generation
     chosen = _chosen(generation, shard, sample)
-    subject = _Subject(context, context.dataset(), entry.number, generation)
     checks = [
         _check("files", lambda: _files(subject)),
         _check("partitions", lambda: _partitions(subject)),
@@ -94,8 +109,9 @@ def verify(
     shards: tuple[ShardReplay, ...] = ()
     if replay and all(c.passed is not False for c in checks):
         checks.append(_check("code", lambda: _code(subject)))
-        shards = _replay(subject, chosen)
-        checks.append(_replayed(shards, generation))
+        if checks[-1].passed and next(c.passed for c in checks if c.name == "chain"):
+            shards = replay_shards(context, generation, subject.chains, subject.views, chosen)
+            checks.append(replayed(shards, len(generation.constituents)))
     whole = replay and len(chosen) == len(generation.constituents)
     proved = whole and all(c.passed for c in checks)
     wrong = any(c.passed is False for c in checks)
@@ -178,12 +194,14 @@ def _lineage(subject: _Subject) -> Outcome:
 def _tombstones(subject: _Subject) -> Outcome:
     """No stored key is of an erased subject or record; files that nothing points to included."""
     c = subject.context
-    stones = c.ledger.tombstones()
-    pending = c.ledger.pending().gone
-    met = waiting = count = 0
+    stones = subject.stones
+    met = waiting = count = torn = 0
     for found in _stored_keys(c.store):
+        if found is None:
+            torn += 1
+            continue
         hit = _meets(c, stones, found)
-        held = pending.mask(found) if pending else np.zeros(len(hit), dtype=bool)
+        held = subject.pending.mask(found)
         met += int((hit & ~held).sum())
         waiting += int((hit & held).sum())
         count += len(hit)
@@ -191,13 +209,18 @@ def _tombstones(subject: _Subject) -> Outcome:
         return False, f"{met} stored rows belong to erased subjects or records"
     if waiting:
         return None, f"{waiting} stored rows wait to be rewritten; run `sisa work`"
+    if torn:
+        return None, f"{torn} files that a crash left behind cannot be read; run `sisa work`"
     return True, f"none of {count} stored rows meets one of {len(stones)} tombstones"
 
 
-def _stored_keys(store: Store) -> Iterator[pa.Table]:
+def _stored_keys(store: Store) -> Iterator[pa.Table | None]:
+    """Keys of every file with rows, whether anything points to it or not; None for a torn one."""
     for folder in ("partitions", "lineage", "journal"):
         for path in store.list(folder):
-            yield partition.read(store.read_unchecked(path), [RECORD_KEY, SUBJECT_KEY])
+            data = store.read_unchecked(path)
+            whole = sha256(data) in path
+            yield partition.read(data, [RECORD_KEY, SUBJECT_KEY]) if whole else None
 
 
 def _meets(
@@ -210,6 +233,11 @@ def _meets(
 
 def _chain(subject: _Subject) -> Outcome:
     """Stage keys of the generation are those of the stored data, its bits those of the log."""
+    behind = {p[:2]: p for p in subject.generation.partitions} != {
+        (v.shard, v.slice): (v.shard, v.slice, v.rows, v.logical) for v in subject.views
+    }
+    if behind and subject.moved:
+        return None, "data came in since it was published; run `sisa train`"
     for constituent in subject.generation.constituents:
         known = stage_log.read_shard(subject.context.store, constituent.shard)
         for stage in constituent.stages:
@@ -222,7 +250,7 @@ def _chain(subject: _Subject) -> Outcome:
         if served != [(link.slice, link.key) for link in links[: len(served)]]:
             return False, f"the stages of shard {constituent.shard} are not those of its data"
         failed = constituent.failed
-        if failed and failed not in [link.key for link in links]:
+        if failed and failed.key not in [link.key for link in links]:
             return False, f"shard {constituent.shard} failed on other data than it has"
     missing = set(subject.chains) - {c.shard for c in subject.generation.constituents}
     if missing:
@@ -266,68 +294,3 @@ def _chosen(
         picked = random.SystemRandom().sample(range(len(constituents)), sample)
         return tuple(constituents[i] for i in sorted(picked))
     return constituents
-
-
-def _replay(subject: _Subject, chosen: tuple[Constituent, ...]) -> tuple[ShardReplay, ...]:
-    """Train the served stages again, from nothing, into a store of its own."""
-    c = subject.context
-    output = Store(c.store.scratch())
-    try:
-        walks = [_walk(subject, constituent) for constituent in chosen]
-        build(
-            c.store,
-            subject.recipe,
-            [w for w in walks if w.links],
-            ProcessExecutor(c.config.runtime.executor.workers),
-            c.report.stage,
-            output=output,
-            import_paths=c.import_paths,
-        )
-        return tuple(_compare(subject, constituent, output) for constituent in chosen)
-    finally:
-        shutil.rmtree(output.root, ignore_errors=True)
-
-
-def _walk(subject: _Subject, constituent: Constituent) -> Walk:
-    views = tuple(v for v in subject.views if v.shard == constituent.shard)
-    depth = len(constituent.stages) + (constituent.failed is not None)
-    return Walk(constituent.shard, views, subject.chains[constituent.shard][:depth], ())
-
-
-def _compare(subject: _Subject, constituent: Constituent, output: Store) -> ShardReplay:
-    """Every served stage against its replay."""
-    again = stage_log.read_shard(output, constituent.shard)
-    stored = stage_log.read_shard(subject.context.store, constituent.shard)
-    differs = [s for s in constituent.stages if again[s.key].tensors != s.tensors]
-    last = constituent.stages[-1] if constituent.stages else None
-    failure = again[constituent.failed].failure if constituent.failed else None
-    detail, comparable = "equal, bit for bit", True
-    if constituent.failed and failure is None:
-        detail = "it failed, and its replay did not"
-    elif differs:
-        first = differs[0]
-        comparable = _same_environment(stored.get(first.key), again[first.key])
-        detail = f"slice {first.slice} differs" + (
-            "" if comparable else ", in another environment than it was trained in"
-        )
-    return ShardReplay(
-        shard=constituent.shard,
-        digest=last and last.tensors,
-        replay_digest=last and again[last.key].tensors,
-        comparable=comparable,
-        detail=detail,
-    )
-
-
-def _same_environment(stored: StageRecord | None, again: StageRecord) -> bool:
-    return stored is None or stored.fingerprint == again.fingerprint
-
-
-def _replayed(shards: tuple[ShardReplay, ...], generation: Generation) -> Check:
-    count = f"{len(shards)} of {len(generation.constituents)} shards"
-    different = [s for s in shards if s.detail != "equal, bit for bit"]
-    if not different:
-        return Check(name="replay", passed=True, detail=f"{count} came out bit for bit")
-    detail = "; ".join(f"shard {s.shard}: {s.detail}" for s in different)
-    wrong = any(s.comparable for s in different)
-    return Check(name="replay", passed=False if wrong else None, detail=detail)

@@ -14,10 +14,10 @@ from data_index import keys
 from data_index.ledger import Ledger
 from data_index.storage import Store
 from data_index.tombstones import Epochs
-from sisa import config, secrets, tracking
+from sisa import config, purge, secrets, tracking
 from sisa.config import Config
 from sisa.context import Context, Reporter
-from sisa.errors import BusyError, ConfigurationError
+from sisa.errors import BusyError, ConfigurationError, UsageError
 from sisa.executor import Executor, ProcessExecutor
 from sisa.results import (
     Diagnosis,
@@ -114,14 +114,15 @@ class Workspace:
         settled = config.load(root, settings, environment)
         ring = keys.derive(secrets.read(root, environment))
         store = Store(_resolve(root, settled.runtime.store))
+        ledger = Ledger(settled.runtime.ledger, root)
         return cls(
             Context(
                 folder=root,
                 config=settled,
                 ring=ring,
-                epochs=_epochs(store, ring),
+                epochs=_epochs(store, ring, ledger),
                 store=store,
-                ledger=Ledger(settled.runtime.ledger, root),
+                ledger=ledger,
                 make_executor=lambda: _executor(root, settled),
                 report=report or Reporter(),
             )
@@ -149,6 +150,7 @@ class Workspace:
         chosen = [Path(p) for p in paths] or self._sources()
         grid = ingestion.Grid(c.config.recipe.partition.shards, c.config.recipe.partition.slices)
         with c.ledger.writer() as lease:
+            purge.purge(c, lease, purge.DATA)  # rows that a killed ingest left behind
             before = c.dataset()
             stones = c.ledger.tombstones()
             done = ingestion.ingest(
@@ -206,9 +208,9 @@ class Workspace:
             IncompleteError: Nothing is trained, or too few constituents vote.
             DataError: The file does not fit.
         """
-        from sisa import ensemble
+        from sisa import scoring
 
-        return ensemble.evaluate(self.context, Path(path))
+        return self.context.steady(lambda: scoring.evaluate(self.context, Path(path)))
 
     def predict(self, table: pa.Table) -> pa.Table:
         """Predict the rows of a table that has the feature columns.
@@ -218,7 +220,7 @@ class Workspace:
         """
         from sisa import ensemble
 
-        return ensemble.predict_table(self.context, table)
+        return self.context.steady(lambda: ensemble.predict_table(self.context, table))
 
     def predict_file(self, path: PathLike, out: PathLike) -> Predicted:
         """Predict a file into a Parquet or CSV file.
@@ -227,9 +229,11 @@ class Workspace:
             IncompleteError: Nothing is trained, or too few constituents vote.
             DataError: The file does not fit.
         """
-        from sisa import ensemble
+        from sisa import scoring
 
-        return ensemble.predict_file(self.context, Path(path), Path(out))
+        return self.context.steady(
+            lambda: scoring.predict_file(self.context, Path(path), Path(out))
+        )
 
     def forget(
         self, subjects: Ids = (), records: Ids = (), wait: bool = True, dry_run: bool = False
@@ -248,9 +252,9 @@ class Workspace:
         """
         from sisa import forget
 
-        named, single = list(subjects), list(records)
+        named, single = _ids(subjects), _ids(records)
         if dry_run:
-            return forget.dry_run(self.context, named, single)
+            return self.context.steady(lambda: forget.dry_run(self.context, named, single))
         done = forget.forget(self.context, named, single, wait)
         self._mirror()
         return done
@@ -290,7 +294,10 @@ class Workspace:
         """
         from sisa import forget, plan
 
-        return plan.plan(self.context, forget.look_up(self.context, list(subjects), list(records)))
+        named, single = _ids(subjects), _ids(records)
+        return self.context.steady(
+            lambda: plan.plan(self.context, forget.look_up(self.context, named, single))
+        )
 
     def lineage(
         self, subject: str | int | None = None, record: str | int | None = None
@@ -302,10 +309,13 @@ class Workspace:
         """
         from sisa import trace
 
-        return trace.trace(self.context, subject, record)
+        return self.context.steady(lambda: trace.trace(self.context, subject, record))
 
     def status(self) -> Status:
         """The current generation and all requests."""
+        return self.context.steady(self._status)
+
+    def _status(self) -> Status:
         from sisa.forget import request_state
 
         c = self.context
@@ -367,14 +377,21 @@ class Workspace:
             tracking.drain(c.config.runtime.tracking, c.folder, c.ledger, c.store, c.report.warn)
 
 
+def _ids(ids: Ids) -> list[str | int]:
+    """A list of ids; a single text would be taken for its letters."""
+    if isinstance(ids, (str, bytes)):
+        raise UsageError("A single id is given where a list is expected.", "Write [id].")
+    return list(ids)
+
+
 def _resolve(root: Path, location: str) -> str:
     """A location as seen from the workspace."""
     return location if "://" in location else str(root / location)
 
 
-def _epochs(store: Store, ring: keys.Keyring) -> Epochs:
+def _epochs(store: Store, ring: keys.Keyring, ledger: Ledger) -> Epochs:
     try:
-        return Epochs.open(store, ring)
+        return Epochs.open(store, ring, ledger.tombstone_epochs())
     except OSError as error:
         raise ConfigurationError(
             f"The store {store.root} cannot be written: {error.strerror}.",

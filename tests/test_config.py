@@ -199,7 +199,13 @@ def test_all_that_is_wrong_is_named_at_once():
     body["runtime"] = {"executor": {"kind": "cloud"}}
     body["recipe"]["data"]["features"]["a"] = "complex64"
     message = wrong(body)
-    for name in ("complex64", "training.lr", "training.epochs", "training.colour", "runtime.executor.kind"):
+    for name in (
+        "complex64",
+        "training.lr",
+        "training.epochs",
+        "training.colour",
+        "runtime.executor.kind",
+    ):
         assert name in message
     assert "\n" not in message
 

@@ -6,9 +6,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ NEUTRAL = frozenset({"sisa", "torch"})
 everything (the fingerprint tells them apart)."""
 
 
+def find_in(folders: Sequence[str]) -> None:
+    """Let user modules be found in folders before anywhere else, and forget those of others.
+
+    A process that works on two workspaces would otherwise train one with the module of the other.
+    """
+    for folder in reversed(folders):
+        with suppress(ValueError):
+            sys.path.remove(folder)
+        sys.path.insert(0, folder)
+
+
 def resolve(name: str) -> Callable[..., Any]:
     """The callable that `module:factory` names; dots after the colon reach into classes.
 
@@ -26,6 +38,9 @@ def resolve(name: str) -> Callable[..., Any]:
         ConfigurationError: The module cannot be imported, or has no such function.
     """
     module, _, path = name.partition(":")
+    top = module.partition(".")[0]
+    if top not in NEUTRAL:
+        _drop_if_elsewhere(top, _find(top, name))
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
@@ -85,16 +100,23 @@ def code_digest(factory: str) -> str:
 
 def _find(top: str, factory: str) -> ModuleSpec:
     importlib.invalidate_caches()
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):
-        spec = None
+    # Not `importlib.util.find_spec`: that answers with what is loaded, not with what is there.
+    spec = PathFinder.find_spec(top)
     if spec is None:
         raise ConfigurationError(
             f"The module of the factory {factory} cannot be found.",
             "Correct learner.factory, or put the module where Python finds it.",
         )
     return spec
+
+
+def _drop_if_elsewhere(top: str, spec: ModuleSpec) -> None:
+    """Forget a loaded module of the same name from another place."""
+    loaded = sys.modules.get(top)
+    if loaded is None or getattr(loaded, "__file__", None) in (None, spec.origin):
+        return
+    for name in [n for n in sys.modules if n == top or n.startswith(f"{top}.")]:
+        del sys.modules[name]
 
 
 def _distribution(origin: Path, root: Path) -> str | None:

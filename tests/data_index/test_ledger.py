@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from data_index import keys, leases, ledger
+from data_index import keys, leases, ledger, requests
 from data_index.errors import BusyError, ConfigurationError, MovedOnError
 from data_index.ledger import Ledger
 from data_index.lineage import Selection
@@ -60,11 +60,10 @@ def record_keys(*names):
 def accept(book, named):
     """Accept a request for a selection, with tombstones that are the keys backwards."""
     stones = np.concatenate([named.subjects, named.records])[:, ::-1]
+    drafted = requests.draft(book.clock(), timedelta(days=30))
+    drafted = replace(drafted, records=3, places=((0, 2), (4, 1)))
     with book.write() as connection:
-        draft = replace(
-            ledger.new_request(book.clock(), timedelta(days=30)), records=3, places=((0, 2), (4, 1))
-        )
-        return ledger.add_request(connection, draft, named, stones, book.clock())
+        return requests.add(connection, drafted, named, stones, 1, book.clock())
 
 
 ALICE = Selection(subject_keys("alice"), keys.empty())
@@ -96,7 +95,8 @@ def test_an_accepted_request_is_pending_until_it_is_certified(book, tmp_path):
     assert pending.sequence == 2
     assert pending.gone.subjects.tobytes() == ALICE.subjects.tobytes()
     assert sorted(map(bytes, pending.gone.records)) == sorted(map(bytes, BOB.records))
-    again.set_status([first.id], "published")
+    with again.writer() as lease:
+        again.set_status([first.id], "published", lease)
     assert len(again.pending().requests) == 2
     with again.writer() as lease:
         again.certify(first.id, FILE, lease)
@@ -122,8 +122,8 @@ def test_tombstones_outlive_the_certificate_and_lead_to_it(book):
 
 def test_a_failed_acceptance_leaves_nothing(book):
     with pytest.raises(RuntimeError), book.write() as connection:
-        draft = ledger.new_request(book.clock(), timedelta(1))
-        ledger.add_request(connection, draft, ALICE, ALICE.subjects, book.clock())
+        drafted = requests.draft(book.clock(), timedelta(1))
+        requests.add(connection, drafted, ALICE, ALICE.subjects, 1, book.clock())
         raise RuntimeError
     assert book.requests() == [] and len(book.tombstones()) == 0 and not book.pending().gone
 
@@ -141,10 +141,24 @@ def test_certifying_destroys_the_pseudonyms_in_the_files(book, tmp_path):
     assert all(key in before for key in everything)
     with book.writer() as lease:
         book.certify(request.id, FILE, lease)
-        after = ledger_bytes(tmp_path)  # while the database is open
+    assert book.compact()
+    after = ledger_bytes(tmp_path)  # while the database is open
     assert not any(key in after for key in everything)
     book.close()
     assert not any(key in ledger_bytes(tmp_path) for key in everything)
+
+
+def test_compacting_tells_when_a_reader_keeps_the_log(book, tmp_path):
+    request = accept(book, ALICE)
+    other = Ledger(URL, tmp_path)
+    with other.read() as connection:
+        assert requests.pending(connection).requests
+        with book.writer() as lease:
+            book.certify(request.id, FILE, lease)
+        assert not book.compact()
+    assert book.compact()
+    assert ALICE.subjects.tobytes() not in ledger_bytes(tmp_path)
+    other.close()
 
 
 def test_another_format_version_is_refused(book, tmp_path):
@@ -178,7 +192,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):
 
 
 def test_a_ledger_that_cannot_be_written_is_told(book):
-    with book.engine.connect() as connection:
+    with book.read() as connection:
         connection.exec_driver_sql("PRAGMA query_only=ON")
     with pytest.raises(ConfigurationError, match="cannot be written"):
         accept(book, ALICE)
@@ -339,7 +353,7 @@ def test_a_process_number_used_again_is_not_the_holder(book, tmp_path):
         connection.execute(
             leases.leases.insert().values(
                 name="writer",
-                holder=f"{leases.socket.gethostname()} {os.getpid()} 1",
+                holder=f"{leases._me().rpartition(' ')[0]} 1",
                 token=7,
                 expires="9999",
             )
@@ -353,7 +367,7 @@ def test_the_lease_of_another_machine_is_waited_for_until_it_ends(book, clock):
         connection.execute(
             leases.leases.insert().values(
                 name="writer",
-                holder="elsewhere 1 1",
+                holder="elsewhere boot 1 1",
                 token=7,
                 expires=(clock.now + timedelta(seconds=10)).isoformat(),
             )

@@ -14,7 +14,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from data_index import sources
+from data_index import casting, sources
 from data_index.errors import DataError, NotFoundError
 from data_index.schema import Columns, feature
 from data_index.sources import Kinds
@@ -77,7 +77,7 @@ def taken(path: Path, columns: Columns = SCALARS, **options: Any) -> dict[str, A
 
 def cast(values: Any, declared: str) -> list[Any]:
     array = values if isinstance(values, pa.Array) else pa.array(values)
-    return sources.cast_feature(array, feature("f", declared)).to_pylist()
+    return casting.cast_feature(array, feature("f", declared)).to_pylist()
 
 
 def floats(stored: list[bytes]) -> list[tuple[float, ...]]:
@@ -129,7 +129,7 @@ def test_how_text_is_encoded_changes_nothing(tmp_path, change):
 
 def test_a_dictionary_value_of_no_row_leaves_no_trace():
     column = pa.DictionaryArray.from_arrays(pa.array([0]), pa.array(["kept", PLANTED]))
-    stored = sources.cast_feature(column, feature("f", "text"))
+    stored = casting.cast_feature(column, feature("f", "text"))
     assert stored.type == pa.string()
     assert PLANTED.encode() not in b"".join(bytes(b) for b in stored.buffers() if b)
 
@@ -436,3 +436,17 @@ def test_a_path_that_stands_for_nothing_is_refused(tmp_path):
 def test_a_file_that_went_away_is_not_found(tmp_path):
     with pytest.raises(NotFoundError):
         sources.schema_of(tmp_path / "a.parquet")
+
+
+def test_a_table_is_cast_like_a_file():
+    columns = Columns.of("id", None, "y", (0, 1), {"f": "int64", "g": "text"})
+    table = pa.table({"g": ["a", "b"], "f": pa.chunked_array([[1.0], [None]])})
+    assert casting.cast_features(table, columns).to_pydict() == {
+        "x_f": [1, None],
+        "x_g": ["a", "b"],
+    }
+    with pytest.raises(DataError, match="lacks the column g"):
+        casting.cast_features(table.drop_columns(["g"]), columns)
+    with pytest.raises(DataError, match="Column 'f' has string values") as error:
+        casting.cast_features(pa.table({"f": [PLANTED], "g": ["a"]}), columns)
+    assert PLANTED not in str(error.value)

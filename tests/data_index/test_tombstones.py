@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
 from data_index import keys
-from data_index.errors import ConfigurationError
+from data_index.errors import ConfigurationError, ExactnessError
 from data_index.storage import Store
 from data_index.tombstones import Epochs
 
@@ -87,3 +87,12 @@ def test_without_its_epoch_a_tombstone_means_nothing(store):
     left = Epochs.open(store, RING)
     assert left.numbers == (2,)
     assert not left.meets(stones, ALL).any()
+
+
+def test_a_missing_epoch_that_has_tombstones_is_told(store):
+    """Otherwise erased rows could come back unnoticed, after a store was mounted empty."""
+    with pytest.raises(ExactnessError, match="lacks the key of tombstone epoch 1"):
+        Epochs.open(store, RING, {1})
+    assert list(store.list()) == []
+    Epochs.open(store, RING)
+    assert Epochs.open(store, RING, {1}).numbers == (1,)

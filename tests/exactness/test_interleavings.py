@@ -231,7 +231,7 @@ def test_the_store_holds_nothing_of_the_forgotten_afterwards(ws, data) -> None:
     before = {p: ws.context.store.path(p).read_bytes() for p in ws.context.store.list()}
     ws.forget(subjects=["patient-7"])
     left = set(ws.context.store.list())
-    kept = purge.reachable(ws.context)
+    kept = purge.mark(ws.context).paths
     folders = ("partitions", "lineage", "journal", "datasets", "checkpoints", "generations", "tmp")
     assert {p for p in left if p.startswith(folders)} == {p for p in kept if p.startswith(folders)}
     gone = set(before) - left
