@@ -103,23 +103,31 @@ class Context:
 
     def load_dataset(self, ref: FileRef | None) -> DataSet:
         """The data set of a manifest; an empty one for none. Raises as `dataset` does."""
-        layout = self.config.recipe.layout_digest()
         if ref is None:
-            return DataSet(layout)
+            return DataSet(self.config.recipe.layout_digest())
         found = DataSet.load(self.store, ref)
-        if found.layout != layout:
+        self._require_layout(found.layout)
+        return found
+
+    def _require_layout(self, layout: str) -> None:
+        if self.config.recipe.layout_digest() != layout:
             raise ConfigurationError(
                 "recipe.data or recipe.partition was changed after the first ingest.",
                 "Change it back, or ingest into a new workspace.",
             )
-        return found
 
     def current(self) -> tuple[GenerationEntry, Generation] | None:
-        """The current generation, None before the first training."""
+        """The current generation, None before the first training.
+
+        Raises:
+            ConfigurationError: Data or partition of the recipe were changed after an ingest.
+        """
         entry = self.ledger.generation()
         if entry is None or entry.manifest is None:
             return None
-        return entry, Generation.load(self.store, entry.manifest)
+        generation = Generation.load(self.store, entry.manifest)
+        self._require_layout(generation.recipe.layout_digest())
+        return entry, generation
 
     def served(self) -> tuple[GenerationEntry, Generation]:
         """The current generation.

@@ -99,7 +99,8 @@ def _shard(parent: Sheet, constituent: Constituent, stages: list[StageRecord]) -
 def _stages(constituent: Constituent, store: Store) -> list[StageRecord]:
     """What the log holds of a constituent's stages, a failed last one included."""
     log = stage_log.read_shard(store, constituent.shard)
-    keys = [*(stage.key for stage in constituent.stages), constituent.failed]
+    keys = [stage.key for stage in constituent.stages]
+    keys += [constituent.failed.key] if constituent.failed else []
     return [log[key] for key in keys if key in log]
 
 

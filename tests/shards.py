@@ -19,7 +19,7 @@ from data_index.ingest import Grid, ingest
 from data_index.lineage import Selection
 from data_index.storage import Store
 from data_index.view import through
-from sisa import build
+from sisa import build, learners
 from sisa.config import Recipe
 from sisa.executor import Executor
 from sisa.shard import ShardJob
@@ -173,11 +173,14 @@ class Bench:
         store, dataset, ring = ingested(self.folder)
         nobody = Selection.nothing()
         views = through(store, ring, settled.data.columns(), dataset, nobody)
-        walks = build.walk(store, views, "recipe")[:shards]
+        learners.find_in((str(self.code),))
+        training = settled.training_digest(learners.code_digest(settled.learner.factory))
+        walks = build.walk(store, views, training)[:shards]
         self.seen.clear()
         built = build.build(
             store,
             settled,
+            training,
             walks,
             executor,
             lambda record, stages: self.seen.append(record),

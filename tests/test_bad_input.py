@@ -412,10 +412,7 @@ CHANGED_DATA = [
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"history", "doctor"}))
-def test_changed_data_is_refused_by_every_command(shop, name, request):
-    if name in ("evaluate", "predict"):
-        reason = "serves the current generation and does not look at the data set"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_changed_data_is_refused_by_every_command(shop, name):
     for setting in CHANGED_DATA if name == "ingest" else CHANGED_DATA[:1]:
         message = shop.refused(3, *filled(name, shop), "--set", setting)
         assert "was changed" in message

@@ -31,7 +31,7 @@ from data_index.view import through
 from sisa import build, learners, stage_log, tracking
 from sisa.config import Recipe, Tracking
 from sisa.executor import ProcessExecutor
-from sisa.generation import Generation
+from sisa.generation import Failure, Generation
 from sisa.tracked import sheets
 
 MARK = "marzipan"
@@ -91,7 +91,7 @@ def train(folder: Path) -> None:
     views = through(place.store, ring, columns, data, Selection.nothing())
     training = RECIPE.training_digest(learners.code_digest(RECIPE.learner.factory))
     walks = build.walk(place.store, views, training)
-    built = build.build(place.store, RECIPE, walks, ProcessExecutor(1))
+    built = build.build(place.store, RECIPE, training, walks, ProcessExecutor(1))
     parts = tuple((v.shard, v.slice, v.rows, v.logical) for v in views)
     first = Generation(RECIPE, training, built.constituents, parts, "train", None)
     place.publish(first)
@@ -352,7 +352,7 @@ def test_a_failed_shard_is_a_failed_run(place: Place) -> None:
     good = stage_log.read_shard(place.store, 0)[whole.stages[-1].key]
     bad = replace(good, key="f" * 64, tensors="", file=None, loss=None, failure=MARK)
     stage_log.write_segment(place.store, "stages/0000/bad-000001.json", [bad])
-    broken = replace(whole, stages=whole.stages[:1], failed=bad.key)
+    broken = replace(whole, stages=whole.stages[:1], failed=Failure(2, bad.key))
     number = place.publish(replace(generation, constituents=(broken, *generation.constituents[1:])))
     parent, children = sheets(place.ledger.generations()[number - 1], place.store)
     assert [child.status for child in children] == ["FAILED", "FINISHED", "FINISHED"]
