@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     ray = pytest.importorskip("ray")
     connect = importlib.import_module("cluster.connect").connect
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SISA_SECRET_KEY", SECRET)
-        with connect(ExecutorSection(workers=2), tmp_path_factory.mktemp("ray")) as connection:
-            assert connection.own
-            node = ray._private.worker._global_node
-            yield Path(node.get_session_dir_path())
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # for the start alone, not for other tests
+            patch.setenv("SISA_SECRET_KEY", SECRET)
+            section, folder = ExecutorSection(workers=2), tmp_path_factory.mktemp("ray")
+            connection = stack.enter_context(connect(section, folder))
+        assert connection.own
+        node = ray._private.worker._global_node
+        yield Path(node.get_session_dir_path())

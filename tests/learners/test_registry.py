@@ -83,7 +83,7 @@ def test_an_unknown_learner_is_refused_with_the_names_there_are(name: str) -> No
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nowhere.nets:make", "nowhere.nets:make cannot be imported: ModuleNotFoundError"),
+        ("nowhere.nets:make", "The module of the factory nowhere.nets:make cannot be found"),
         ("zoo.sub:make", "RuntimeError: a digest imports nothing"),
         ("zoo.nets:fake", "zoo.nets has no function fake"),
         ("zoo.nets:constant", "zoo.nets has no function constant"),
