@@ -14,7 +14,7 @@ import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Mark:
 
     def to_json(self) -> dict[str, Any]:
         """As it is handed to a task."""
-        return {"store": self.store, "file": self.file.to_json()}
+        return {"store": self.store, "file": asdict(self.file)}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,19 +31,9 @@ class PartitionFile:
     logical: str
     file: FileRef
 
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        return {
-            "shard": self.shard,
-            "slice": self.slice,
-            "rows": self.rows,
-            "logical": self.logical,
-            "file": self.file.to_json(),
-        }
-
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> PartitionFile:
-        """The inverse of `to_json`."""
+        """From its fields as JSON holds them."""
         return cls(**{**found, "file": FileRef.from_json(found["file"])})
 
 
@@ -89,10 +79,10 @@ class DataSet:
             "record_kind": self.record_kind,
             "subject_kind": self.subject_kind,
             "appends": self.appends,
-            "partitions": [p.to_json() for p in self.partitions],
-            "by_record": self.by_record and self.by_record.to_json(),
-            "by_subject": self.by_subject and self.by_subject.to_json(),
-            "journals": [j.to_json() for j in self.journals],
+            "partitions": [asdict(p) for p in self.partitions],
+            "by_record": self.by_record and asdict(self.by_record),
+            "by_subject": self.by_subject and asdict(self.by_subject),
+            "journals": [asdict(j) for j in self.journals],
         }
         return store.put("datasets", ".json", canonical_json(body))
 

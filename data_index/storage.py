@@ -34,13 +34,9 @@ class FileRef:
     sha256: str
     size: int
 
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in manifests."""
-        return {"path": self.path, "sha256": self.sha256, "size": self.size}
-
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> FileRef:
-        """The inverse of `to_json`."""
+        """From its fields as JSON holds them."""
         return cls(found["path"], found["sha256"], found["size"])
 
 

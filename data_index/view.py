@@ -18,39 +18,20 @@ from data_index.storage import FileRef, Store
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionView:
+class PartitionView(PartitionFile):
     """A partition without the rows that are to be left out.
 
+    `rows` and `logical` are of the rows left, at least one; `file` may still hold the others.
+
     Attributes:
-        shard: From 0.
-        slice: From 1.
-        rows: Number of rows left, at least 1.
-        logical: Logical digest of the rows left, hex.
-        file: The file, which may still hold the others.
         drop: Row numbers in the file to leave out. Numbers, so that no job sees a tombstone.
     """
 
-    shard: int
-    slice: int
-    rows: int
-    logical: str
-    file: FileRef
     drop: tuple[int, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in a job."""
-        return {
-            "shard": self.shard,
-            "slice": self.slice,
-            "rows": self.rows,
-            "logical": self.logical,
-            "file": self.file.to_json(),
-            "drop": list(self.drop),
-        }
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> PartitionView:
-        """The inverse of `to_json`."""
+        """From its fields as JSON holds them."""
         file, drop = FileRef.from_json(found["file"]), tuple(found["drop"])
         return cls(**{**found, "file": file, "drop": drop})
 

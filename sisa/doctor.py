@@ -34,8 +34,8 @@ def diagnose(context: Context, environment: Mapping[str, str] = os.environ) -> D
         *_checked("learner", lambda: surroundings.learner(context)),
         *_checked("requests", lambda: _requests(context)),
         *_checked("mirror", lambda: _mirror(context)),
-        *_checked("quorum", lambda: _quorum(context)),
         *_data(context),
+        *_checked("quorum", lambda: _quorum(context)),
     ]
     # One cause may stop several checks; once is enough to say so.
     distinct: dict[str, Finding] = {}

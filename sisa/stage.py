@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from data_index.storage import canonical_json, sha256
 from data_index.view import PartitionView
@@ -33,16 +32,6 @@ class Link:
     key: str
     parent: str
     rows: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in a job."""
-        return {
-            "shard": self.shard,
-            "slice": self.slice,
-            "key": self.key,
-            "parent": self.parent,
-            "rows": self.rows,
-        }
 
 
 def root_key(shard: int, training: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Index:
         """What must not depend on how the records came in: all but the journals."""
         d = self.dataset
         return {
-            "partitions": [p.to_json() for p in d.partitions],
+            "partitions": [asdict(p) for p in d.partitions],
             "by_record": d.by_record,
             "by_subject": d.by_subject,
         }
