@@ -24,7 +24,7 @@ CONTRACT := $(SISA_TEST_DATA)/contract/check.py
 
 PYTEST_ARGS ?=
 
-.PHONY: help install lint format test demo bench-accuracy lock clean
+.PHONY: help install lint format test torture demo schemas methods bench bench-accuracy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
@@ -54,7 +54,7 @@ format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: $(STAMP) ## all tests, then the command contract where $SISA_TEST_DATA holds one
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile $(PYTEST_ARGS)
 	@if [ -f "$(CONTRACT)" ]; then \
 	  echo "$(BIN)/python $(CONTRACT)"; \
 	  $(BIN)/python "$(CONTRACT)"; \
@@ -62,11 +62,28 @@ test: $(STAMP) ## all tests, then the command contract where $SISA_TEST_DATA hol
 	  echo "command contract skipped: no $(CONTRACT)"; \
 	fi
 
+# Hours, on an otherwise idle machine; interrupted, it goes on where it was (build/torture).
+torture: $(STAMP) ## kills, lost writes, faults, bad bytes, crowds, histories, into docs/reliability.md
+	$(BIN)/python -m tests.torture --page
+
 demo: $(STAMP) ## train, forget and verify on a small data set
 	$(BIN)/python examples/demo.py
 
+schemas: $(STAMP) ## write docs/schemas, the JSON schemas of what commands print
+	$(BIN)/python -m sisa.schemas docs/schemas
+
+methods: $(STAMP) ## write the methods of `sisa unlearn` into docs/approximate.md, and for its list
+	$(BIN)/python -m sisa.approximate.catalogue docs/approximate.md
+
+# One after the other, on an otherwise idle machine: half an hour, most of it the job of minutes.
+BENCHMARKS := step parts rollback memory forget train
+
+bench: $(STAMP) ## time, memory and cost of an erasure, into docs/benchmarks.md
+	@for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
 bench-accuracy: $(STAMP) ## accuracy against one unsharded model
 	$(BIN)/python tests/benchmarks/accuracy.py
+	$(BIN)/python tests/benchmarks/ladder.py
 
 # Resolved with the oldest supported Python, so that the versions fit the newer ones too. What only
 # the CUDA build of torch needs is left out: torch itself pins it, and other platforms lack it.

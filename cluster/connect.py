@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ import grpc  # type: ignore[import-untyped]
 import ray
 from ray import exceptions
 
+from sisa import ray_folders
 from sisa.config import ExecutorSection
 from sisa.determinism import cpus
 from sisa.errors import BusyError, ConfigurationError, WorkerError
@@ -237,16 +237,13 @@ def _handlers_kept() -> Iterator[None]:
 def _temporary(folder: Path) -> Iterator[Path]:
     """A folder for Ray's sockets, logs and spilled objects, removed at the end.
 
-    Those that killed processes have left behind are removed as well: a folder is in use as long as
-    somebody holds its lock.
+    Those that killed processes have left behind are removed as well.
     """
-    name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:6]
-    prefix = f"sisa-{name}-"
+    prefix = ray_folders.prefix(folder)
     base = _base(len(prefix) + 8)
-    for old in base.glob(f"{prefix}*"):
-        _remove_if_abandoned(old)
+    ray_folders.sweep(folder)
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-    handle = os.open(made / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    handle = os.open(made / ray_folders.LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield made
@@ -261,17 +258,3 @@ def _base(name: int) -> Path:
     short = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder below it
     fits = len(os.fsencode(usual)) + 1 + name + SESSION_BYTES <= SOCKET_BYTES
     return usual if fits or not os.access(short, os.W_OK | os.X_OK) else short
-
-
-def _remove_if_abandoned(folder: Path) -> None:
-    try:
-        handle = os.open(folder / "lock", os.O_RDWR)
-    except OSError:  # somebody else's, or just being made
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass
-    finally:
-        os.close(handle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import secrets
@@ -25,8 +26,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.connect import Connection, connect
 from data_index.storage import TEMPORARY, FileRef, Store
 from sisa.config import ExecutorSection
+from sisa.determinism import fingerprint, pin_threads
 from sisa.errors import ConfigurationError, SisaError, WorkerError
-from sisa.executor import RETRIES, TICK, attempt, died, raise_error
+from sisa.executor import RETRIES, TICK, Node, attempt, died, raise_error
 from sisa.shard import ShardJob
 
 LINGER = 10.0
@@ -65,9 +67,27 @@ class RayExecutor:
             with contextlib.ExitStack() as stack:
                 roots = () if connection.own else sorted({r for j in jobs for r in _roots(j)})
                 marks = [stack.enter_context(_mark(Store(root))) for root in roots]
-                _probe(nodes, marks)
+                _require_sight(nodes, marks)
                 flights = _Flights(self.section, marks, _workers(connection))
                 yield from _run(flights, jobs, tick)
+
+    def survey(self, store: Store) -> tuple[Node, ...]:
+        """See `sisa.executor.Executor.survey`; none if Ray would be started on this machine.
+
+        Raises:
+            BusyError: No Ray answers at the address.
+            ConfigurationError: No node is large enough.
+        """
+        with connect(self.section, self.folder) as connection:
+            nodes = _fitting(self.section)
+            if connection.own:
+                return ()
+            with _mark(store) as mark:
+                found = _looks(nodes, [mark])
+        return tuple(Node(look["sees"], look["environment"]) for look in found if look)
+
+    def close(self) -> None:
+        """Nothing is kept: a Ray of our own is ended with each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +152,17 @@ def work(body: str) -> dict[str, str] | None:
         return {"code": LOST, "message": "", "remedy": ""}
     with _silence():
         return attempt(ShardJob.from_json(found["job"]))
+
+
+def look(body: str) -> dict[str, Any]:
+    """What this node is like: whether it sees the same stores as the caller, and its environment.
+
+    Args:
+        body: JSON of marks.
+    """
+    pin_threads(1)
+    found = fingerprint(uses_torch=False) | {"torch": importlib.metadata.version("torch")}
+    return {"sees": sees(body), "environment": found}
 
 
 def sees(body: str) -> bool:
@@ -239,7 +270,7 @@ def _mark(store: Store) -> Iterator[Mark]:
         store.delete([file.path])
 
 
-def _probe(nodes: Sequence[str], marks: Sequence[Mark]) -> None:
+def _require_sight(nodes: Sequence[str], marks: Sequence[Mark]) -> None:
     """See whether every node sees the stores, before anything is trained.
 
     Raises:
@@ -247,9 +278,17 @@ def _probe(nodes: Sequence[str], marks: Sequence[Mark]) -> None:
     """
     if not marks:
         return
+    # A node that is gone or out of order says nothing; a shard that runs there looks again.
+    unseen = sum(not found["sees"] for found in _looks(nodes, marks) if found)
+    if unseen:
+        raise _unseen(unseen, len(nodes))
+
+
+def _looks(nodes: Sequence[str], marks: Sequence[Mark]) -> list[dict[str, Any] | None]:
+    """What each node is like, None where it does not answer."""
     body = json.dumps([m.to_json() for m in marks])
     refs = [
-        _remote(sees)
+        _remote(look)
         .options(
             num_cpus=0,  # a node that is busy can answer, too
             max_retries=RETRIES,
@@ -258,18 +297,17 @@ def _probe(nodes: Sequence[str], marks: Sequence[Mark]) -> None:
         .remote(_hidden(), body)
         for node in nodes
     ]
-    unseen = sum(not _answer(ref) for ref in refs)
-    if unseen:
-        raise _unseen(unseen, len(nodes))
+    return [_answer(ref) for ref in refs]
 
 
-def _answer(ref: Any) -> bool:
+def _answer(ref: Any) -> dict[str, Any] | None:
     try:
-        return bool(ray.get(ref, timeout=PROBE))
+        found: dict[str, Any] = ray.get(ref, timeout=PROBE)
     except exceptions.RayTaskError as failure:
         raise _not_ours(failure) from failure
-    except exceptions.RayError:  # gone or out of order; a shard that runs there looks again
-        return True
+    except exceptions.RayError:
+        return None
+    return found
 
 
 def _unseen(nodes: int, of: int | None = None) -> ConfigurationError:

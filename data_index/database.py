@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from data_index.errors import BusyError, ConfigurationError
-from data_index.schema import FORMAT
-from data_index.tables import metadata, settings
+from data_index.tables import FORMAT, metadata, settings
 
 Connection = sa.Connection
 
@@ -90,20 +90,30 @@ class Database:
             ) from None
 
     def compact(self) -> bool:
-        """Empty the database's log, so that no deleted row stays in it.
+        """Empty the database's log and free pages, so that no deleted row stays in the files.
 
         Returns:
-            False if somebody was reading, and the log is as it was.
+            False if somebody was reading, and it is to be tried again.
         """
         raw = self._engine.raw_connection()
         try:
             cursor = raw.cursor()
             cursor.execute("PRAGMA busy_timeout=2000")
-            busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            cursor.execute(f"PRAGMA busy_timeout={PATIENCE * 1000}")
+            return _vacuumed(cursor)
         finally:
+            raw.cursor().execute(f"PRAGMA busy_timeout={PATIENCE * 1000}")
             raw.close()
-        return not busy
+
+
+def _vacuumed(cursor: Any) -> bool:
+    empty_log = "PRAGMA wal_checkpoint(TRUNCATE)"
+    if cursor.execute(empty_log).fetchone()[0]:
+        return False
+    try:
+        cursor.execute("VACUUM")
+    except sqlite3.OperationalError:
+        return False
+    return not cursor.execute(empty_log).fetchone()[0]
 
 
 def _reason(error: Exception) -> str:

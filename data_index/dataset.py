@@ -50,6 +50,8 @@ class DataSet:
         by_record: Lineage index in the order of record keys, None if there is no record.
         by_subject: Lineage index in the order of subject and record keys.
         journals: One a call of ingest that took records in.
+        moved: Shard, slice and logical digest of partitions that were trained on and that held a
+            record which is another subject's now: what serves them has seen it as the first one's.
     """
 
     layout: str
@@ -60,6 +62,7 @@ class DataSet:
     by_record: FileRef | None = None
     by_subject: FileRef | None = None
     journals: tuple[FileRef, ...] = ()
+    moved: tuple[tuple[int, int, str], ...] = ()
 
     @cached_property
     def records(self) -> int:
@@ -73,7 +76,7 @@ class DataSet:
 
     def save(self, store: Store) -> FileRef:
         """Write the manifest; durable after the store's `flush`."""
-        body = {
+        body: dict[str, Any] = {
             "format": FORMAT,
             "layout": self.layout,
             "record_kind": self.record_kind,
@@ -84,6 +87,8 @@ class DataSet:
             "by_subject": self.by_subject and asdict(self.by_subject),
             "journals": [asdict(j) for j in self.journals],
         }
+        if self.moved:
+            body["moved"] = self.moved
         return store.put("datasets", ".json", canonical_json(body))
 
     @classmethod
@@ -103,4 +108,5 @@ class DataSet:
             body[name] = body[name] and FileRef.from_json(body[name])
         body["partitions"] = tuple(map(PartitionFile.from_json, body["partitions"]))
         body["journals"] = tuple(map(FileRef.from_json, body["journals"]))
+        body["moved"] = tuple((m[0], m[1], m[2]) for m in body.get("moved", ()))
         return cls(**body)

@@ -5,11 +5,15 @@ SisaError                   1   failure
 ├── ConfigurationError      3   sisa.yaml, a setting, or where things run
 ├── DataError               1   a source table does not fit the recipe
 ├── ExactnessError          4   bytes differ from what they must be
+│   ├── SignatureError      4   a signed file was changed, or its key is not trusted
+│   └── RestoredError       4   ledger and store are copies of different times
 ├── NotFoundError           5   no such workspace or file
 ├── IncompleteError         6   too little is there for an answer
 ├── BusyError              75   somebody else is writing; try again
-│   └── MovedOnError       75   what this was based on is no longer current
-└── WorkerError             1   a shard's worker failed more often than allowed
+│   ├── MovedOnError       75   what this was based on is no longer current
+│   └── BlockedError       75   something outside keeps an erasure from its certificate
+├── WorkerError             1   a shard's worker failed more often than allowed
+└── DivergedError           1   a loss or a parameter is no longer a number
 """
 
 from __future__ import annotations
@@ -62,6 +66,18 @@ class ExactnessError(SisaError):
     code = "exactness"
 
 
+class SignatureError(ExactnessError):
+    """A signed file was changed, or is not signed by a key that is trusted."""
+
+    code = "signature"
+
+
+class RestoredError(ExactnessError):
+    """Ledger and store are copies of different times; `sisa work` brings them together."""
+
+    code = "restored"
+
+
 class NotFoundError(SisaError):
     """There is no such workspace or file."""
 
@@ -89,7 +105,29 @@ class MovedOnError(BusyError):
     code = "moved_on"
 
 
+class BlockedError(BusyError):
+    """Something outside keeps an erasure from its certificate; all else of it is done.
+
+    Args:
+        message: One sentence that says what.
+        remedy: One sentence that says what to do.
+        retry: Seconds after which to try again.
+    """
+
+    code = "blocked"
+
+    def __init__(self, message: str, remedy: str, retry: float) -> None:
+        super().__init__(message, remedy)
+        self.retry = retry
+
+
 class WorkerError(SisaError):
     """A shard's worker failed more often than it may be retried."""
 
     code = "worker"
+
+
+class DivergedError(SisaError):
+    """A loss or a parameter is no longer a number; the last checkpoint before it is kept."""
+
+    code = "diverged"

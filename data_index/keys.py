@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
@@ -92,17 +92,23 @@ def canonical_ids(column: pa.ChunkedArray | pa.Array, what: str) -> list[bytes]:
     if text.null_count:
         raise DataError(f"{what} has {text.null_count} null ids.", "Give every row an id.")
     if kind == "string":
-        trimmed = pc.utf8_trim_whitespace(text)
-        if not pc.all(pc.equal(text, trimmed)).as_py() and len(text):
-            raise DataError(
-                f"{what} has ids padded with white space.", "Strip the ids in the source."
-            )
-        if pc.any(pc.equal(pc.binary_length(text), 0)).as_py():
-            raise DataError(f"{what} has empty ids.", "Give every row an id.")
-        # Not Arrow's utf8_normalize: until version 26 it gives NFD (apache/arrow issue 51225).
-        return [unicodedata.normalize("NFC", t).encode() for t in text.to_pylist()]
+        return canonical_texts(text.to_pylist(), what)
     ids: list[bytes] = text.cast(pa.binary()).to_pylist()
     return ids
+
+
+def canonical_texts(texts: Sequence[str], what: str) -> list[bytes]:
+    """Turn ids that are text into bytes, as `canonical_ids` does.
+
+    Raises:
+        DataError: An id is empty or padded with white space.
+    """
+    if any(t != t.strip() for t in texts):
+        raise DataError(f"{what} has ids padded with white space.", "Strip the ids in the source.")
+    if not all(texts):
+        raise DataError(f"{what} has empty ids.", "Give every row an id.")
+    # Not Arrow's utf8_normalize: until version 26 it gives NFD (apache/arrow issue 51225).
+    return [unicodedata.normalize("NFC", t).encode() for t in texts]
 
 
 def record_keys(ring: Keyring, ids: list[bytes]) -> Keys:
@@ -160,6 +166,16 @@ def contains(sorted_keys: Keys, keys: Keys) -> npt.NDArray[np.bool_]:
     if len(sorted_keys) == 0 or len(keys) == 0:
         return np.zeros(len(keys), dtype=bool)
     return np.isin(_opaque(keys), _opaque(sorted_keys))
+
+
+def positions(there: Keys, keys: Keys) -> npt.NDArray[np.intp]:
+    """For each of `keys`, where it is among the distinct keys `there`, -1 if nowhere; int [n]."""
+    if len(there) == 0:
+        return np.full(len(keys), -1, dtype=np.intp)
+    order = sort_order(there)
+    ranked, wanted = _opaque(there[order]), _opaque(keys)
+    at = np.searchsorted(ranked, wanted).clip(max=len(there) - 1)
+    return np.where(ranked[at] == wanted, order[at], -1)
 
 
 def _opaque(keys: Keys) -> npt.NDArray[np.void]:

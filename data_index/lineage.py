@@ -20,7 +20,7 @@ from data_index.keys import Keys
 from data_index.schema import LINEAGE, RECORD_KEY, SUBJECT_KEY
 from data_index.storage import FileRef, Store
 
-RANGE_ROWS = 200_000
+RANGE_ROWS = 100_000
 """About how many rows a merge holds at a time."""
 
 
@@ -100,15 +100,18 @@ def _groups(
 
 
 def open_index(store: Store, ref: FileRef) -> pq.ParquetFile:
-    """Open an index for reading in parts; its page checksums are verified.
+    """Open an index for reading in parts, once all of it was checked.
+
+    Pages have checksums of their own, but the statistics that tell where a key can be have none: by
+    a damaged one a subject would not be found.
 
     Raises:
-        ExactnessError: It is missing or no Parquet file.
+        ExactnessError: It is missing or damaged.
     """
     try:
-        return pq.ParquetFile(store.path(ref.path), page_checksum_verification=True)
+        return pq.ParquetFile(store.checked(ref), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise ExactnessError(f"{ref.path} cannot be read: {error}.") from None
+        raise ExactnessError(f"{ref.path} cannot be read: {partition.reason(error)}.") from None
 
 
 def scan(store: Store, ref: FileRef | None) -> Iterator[pa.Table]:
@@ -117,6 +120,23 @@ def scan(store: Store, ref: FileRef | None) -> Iterator[pa.Table]:
         return
     with open_index(store, ref) as file:
         yield from partition.read_groups(file, range(file.metadata.num_row_groups))
+
+
+def count(store: Store, ref: FileRef | None, column: str) -> tuple[int, int]:
+    """How many rows an index has, and how many different keys in the column it is sorted by.
+
+    Raises:
+        ExactnessError: It is missing or damaged.
+    """
+    rows = different = 0
+    last = keys.empty()
+    for table in scan(store, ref):
+        found = np.concatenate([last, keys.from_arrow(table[column])])
+        different += int((found[1:] != found[:-1]).any(axis=1).sum())
+        rows += table.num_rows
+        last = found[-1:]
+    different += len(last)  # the first has none before it to differ from
+    return rows, different
 
 
 class Cursor:

@@ -86,14 +86,11 @@ def read(data: bytes, names: list[str] | None = None) -> pa.Table:
         ExactnessError: The bytes are no intact Parquet file.
     """
     try:
-        return pq.read_table(
-            pa.BufferReader(data),
-            columns=names,
-            page_checksum_verification=True,
-            use_threads=False,
-        )
+        # a quarter of what `read_table` takes for the small files that slices are
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        return file.read(columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise ExactnessError(f"A stored Parquet file cannot be read: {error}.") from None
+        raise ExactnessError(f"A stored Parquet file cannot be read: {reason(error)}.") from None
 
 
 def read_groups(file: pq.ParquetFile, groups: Iterable[int]) -> Iterator[pa.Table]:
@@ -106,7 +103,14 @@ def read_groups(file: pq.ParquetFile, groups: Iterable[int]) -> Iterator[pa.Tabl
         try:
             yield file.read_row_group(group, use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise ExactnessError(f"A stored Parquet file cannot be read: {error}.") from None
+            raise ExactnessError(
+                f"A stored Parquet file cannot be read: {reason(error)}."
+            ) from None
+
+
+def reason(error: Exception) -> str:
+    """What Arrow says, in one line and without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def sort(table: pa.Table) -> pa.Table:

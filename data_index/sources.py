@@ -24,6 +24,11 @@ from data_index.keys import IdKind
 from data_index.schema import TARGET, Columns
 
 BATCH_ROWS = 16_384
+"""Rows read at a time, at most."""
+
+BATCH_BYTES = 2 << 20
+"""About how many bytes of features are read at a time; decoding takes some twenty times as much."""
+
 SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -109,7 +114,7 @@ def column(path: Path, name: str) -> Iterator[pa.Array]:
     with _readable(path):
         kind = SUFFIXES[path.suffix.lower()]
         if kind == "parquet":
-            with pq.ParquetFile(path) as file:
+            with _open_parquet(path) as file:
                 for batch in file.iter_batches(BATCH_ROWS, columns=[name]):
                     yield batch.column(0)
         else:
@@ -215,14 +220,26 @@ def _present(path: Path, names: list[str]) -> None:
 def _batches(path: Path, columns: Columns, names: list[str]) -> Iterator[pa.RecordBatch]:
     kind = SUFFIXES[path.suffix.lower()]
     if kind == "parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=names)
+        with _open_parquet(path) as file:
+            yield from file.iter_batches(_batch_rows(columns), columns=names)
     elif kind == "csv":
         yield from _open_csv(path, columns, names)
     else:
+        rows = _batch_rows(columns)
         for batch in _open_arrow(path):
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield batch.slice(start, BATCH_ROWS)
+            for start in range(0, batch.num_rows, rows):
+                yield batch.slice(start, rows)
+
+
+def _batch_rows(columns: Columns) -> int:
+    """Rows to read at a time: fewer where a row is wide."""
+    width = sum(f.size * f.dtype.itemsize for f in columns.features if f.kind != "text")
+    return min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, width)))
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    """Read piece by piece: with Arrow's defaults all that was read stays in memory to the end."""
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
 def _open_csv(path: Path, columns: Columns, names: list[str]) -> pacsv.CSVStreamingReader:

@@ -25,6 +25,9 @@ from data_index.errors import ConfigurationError, ExactnessError, NotFoundError
 TEMPORARY = "tmp"
 """Folder of the store for what nobody will look for after a crash; swept as a whole."""
 
+ATTEMPTS = 100
+"""How often a file is written anew that a purge swept before it had its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
@@ -73,6 +76,7 @@ class Store:
             )
         self.root = Path(text).absolute()
         self._unsynced: dict[Path, None] = {}
+        self._checked: dict[FileRef, tuple[int, int, int]] = {}
         self._suspect = False
 
     def path(self, relative: str) -> Path:
@@ -90,7 +94,8 @@ class Store:
         """Write bytes under the name of their content; durable after `flush`."""
         digest = sha256(data)
         ref = FileRef(f"{folder}/{digest}{suffix}", digest, len(data))
-        self._place(ref.path, data)
+        if not self._has(ref):
+            self._place(ref.path, data)
         return ref
 
     def put_named(self, relative: str, data: bytes) -> FileRef:
@@ -106,21 +111,33 @@ class Store:
         """Write bytes under a name that nobody else has taken, durably at once.
 
         Returns:
-            False if the name was taken; the file there is left as it is.
+            False if the name was taken; the file there is left as it is, and durable as well.
         """
+        self._require_trust()
         final = self.path(relative)
         final.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(ATTEMPTS):
+            try:
+                new = self._link(data, final)
+                break
+            except FileNotFoundError:  # another one's purge swept the temporary file
+                continue
+        else:
+            raise OSError(errno.EBUSY, "temporary files of the store do not stay", str(final))
+        self._unsynced[final] = None
+        self.flush()
+        return new
+
+    def _link(self, data: bytes, final: Path) -> bool:
         temporary = self._temporary()
         try:
             temporary.write_bytes(data)
-            _fsync(temporary)
+            self._sync([temporary])
             os.link(temporary, final)
         except FileExistsError:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        self._unsynced[final] = None
-        self.flush()
         return True
 
     def create(self, folder: str, suffix: str) -> Sink:
@@ -130,25 +147,32 @@ class Store:
     def flush(self) -> None:
         """Make durable all that this object wrote: files first, then their folders.
 
-        A failed fsync is raised and never retried, because the kernel may have dropped the pages:
-        from then on this object writes nothing.
+        The folder that the store lies in is among them, for the store itself may be new. A failed
+        fsync is raised and never retried, because the kernel may have dropped the pages: from then
+        on this object writes nothing.
         """
-        self._require_trust()
         files = list(self._unsynced)
         folders: dict[Path, None] = {}
         for file in files:
-            parent = file.parent
-            while parent != self.root.parent and parent not in folders:
+            for parent in file.parents:
                 folders[parent] = None
-                parent = parent.parent
+                if parent == self.root.parent:
+                    break
+        self._sync(files)
+        self._sync(folders)
+        self._unsynced.clear()
+
+    def _sync(self, paths: Iterable[Path]) -> None:
+        """Fsync files or folders; after one that failed this object writes nothing."""
+        self._require_trust()
         try:
             with ThreadPoolExecutor(max_workers=8) as pool:
-                list(pool.map(_fsync, files))
-                list(pool.map(_fsync, folders))
+                list(pool.map(_fsync, paths))
+        except FileNotFoundError:
+            raise  # no fsync has failed
         except OSError:
             self._suspect = True
             raise
-        self._unsynced.clear()
 
     def _require_trust(self) -> None:
         if self._suspect:
@@ -163,15 +187,29 @@ class Store:
         try:
             data = self.path(ref.path).read_bytes()
         except FileNotFoundError:
-            raise ExactnessError(
-                f"{ref.path} is missing from the store.", "Restore the store from a backup."
-            ) from None
+            raise _missing(ref) from None
         if sha256(data) != ref.sha256:
-            raise ExactnessError(
-                f"{ref.path} is damaged: its sha256 is not the recorded one.",
-                "Restore the file from a backup, or delete it and run `sisa train`.",
-            )
+            raise _damaged(ref)
         return data
+
+    def checked(self, ref: FileRef) -> Path:
+        """A file to be read in parts: its bytes are checked once, and again if it changes.
+
+        Raises:
+            ExactnessError: It is missing or its bytes are not those that were written.
+        """
+        path = self.path(ref.path)
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                seen = found.st_ino, found.st_mtime_ns, found.st_size
+                if self._checked.get(ref) != seen:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != ref.sha256:
+                        raise _damaged(ref)
+                    self._checked[ref] = seen
+        except FileNotFoundError:
+            raise _missing(ref) from None
+        return path
 
     def read_unchecked(self, relative: str) -> bytes:
         """Read a file whose name says its digest, or that carries its own check.
@@ -189,8 +227,9 @@ class Store:
         top = self.path(prefix) if prefix else self.root
         for folder, folders, names in os.walk(top):
             folders.sort()
+            inner = Path(folder).relative_to(self.root)
             for name in sorted(names):
-                yield Path(folder, name).relative_to(self.root).as_posix()
+                yield f"{inner.as_posix()}/{name}" if inner.parts else name
 
     def holds(self, ref: FileRef) -> bool:
         """Whether a file is there with its recorded size; its bytes are not read."""
@@ -220,9 +259,17 @@ class Store:
                 continue
             count += 1
             folders[file.parent] = None
-        for folder in folders:
-            _fsync(folder)
+        self._sync(folders)
         return count
+
+    def settle(self, folders: Iterable[str]) -> None:
+        """Make durable what is gone from below folders, whoever deleted it.
+
+        One that was killed after it deleted a file left nothing to delete again, and a power cut
+        could bring the file back.
+        """
+        tops = (self.path(folder) for folder in folders)
+        self._sync([Path(found) for top in tops for found, _, _ in os.walk(top)])
 
     def scratch(self) -> Path:
         """A new folder for temporary files; the caller removes it, purge does so after a crash."""
@@ -231,11 +278,15 @@ class Store:
         return folder
 
     def remove_scratch(self) -> int:
-        """Remove all temporary files. Returns how many."""
+        """Remove all temporary files. Returns how many.
+
+        One of somebody who is writing meanwhile may come back or be gone: see `put_new`.
+        """
         count = sum(1 for _ in self.list(TEMPORARY))
         if (self.root / TEMPORARY).exists():
-            shutil.rmtree(self.root / TEMPORARY)
-            _fsync(self.root)
+            shutil.rmtree(self.root / TEMPORARY, onerror=_unless_raced)
+        if self.root.exists():
+            self._sync([self.root])  # even if it was gone already: see `settle`
         return count
 
     def _place(self, relative: str, data: bytes, sync: bool = False) -> None:
@@ -245,7 +296,7 @@ class Store:
         try:
             temporary.write_bytes(data)
             if sync:
-                _fsync(temporary)
+                self._sync([temporary])
             self._rename(temporary, final)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -255,6 +306,17 @@ class Store:
         folder = self.root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         return folder / uuid.uuid4().hex
+
+    def _has(self, ref: FileRef) -> bool:
+        """Whether a file is there already, whole; durable after `flush`, whoever wrote it.
+
+        It is left in its place: it may be current, and what replaced it is not durable yet.
+        """
+        self._require_trust()
+        if not (self.holds(ref) and self.intact(ref)):
+            return False
+        self._unsynced[self.path(ref.path)] = None
+        return True
 
     def _rename(self, temporary: Path, final: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -303,7 +365,29 @@ class Sink(io.RawIOBase):
             return
         digest = self._hash.hexdigest()
         self.ref = FileRef(f"{self._folder}/{digest}{self._suffix}", digest, self._size)
-        self._store._rename(self._temporary, self._store.path(self.ref.path))
+        if self._store._has(self.ref):
+            self._temporary.unlink()
+        else:
+            self._store._rename(self._temporary, self._store.path(self.ref.path))
+
+
+def _missing(ref: FileRef) -> ExactnessError:
+    return ExactnessError(
+        f"{ref.path} is missing from the store.", "Restore the store from a backup."
+    )
+
+
+def _damaged(ref: FileRef) -> ExactnessError:
+    return ExactnessError(
+        f"{ref.path} is damaged: its sha256 is not the recorded one.",
+        "Restore the file from a backup, or delete it and run `sisa train`.",
+    )
+
+
+def _unless_raced(_: object, __: object, found: tuple[Any, BaseException, Any]) -> None:
+    error = found[1]
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+        raise error
 
 
 def _fsync(path: Path) -> None:

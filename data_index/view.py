@@ -45,8 +45,11 @@ class PartitionView(PartitionFile):
         return table.filter(pa.array(keep))
 
     def words(self, store: Store) -> npt.NDArray[np.uint64]:
-        """First word of each record key left, uint64 [rows]."""
-        return keys.words(keys.from_arrow(self.read(store, [RECORD_KEY])[RECORD_KEY]))[:, 0]
+        """First word of each record key left, uint64 [rows]; nothing but keys is read."""
+        with lineage.open_index(store, self.file) as file:
+            found = file.read(columns=[RECORD_KEY], use_threads=False)[RECORD_KEY]
+        first: npt.NDArray[np.uint64] = keys.words(keys.from_arrow(found))[:, 0]
+        return np.delete(first, list(self.drop))
 
 
 def through(

@@ -23,10 +23,11 @@ FEWEST = 50
 def stages(sample: Sample, recipe: Recipe) -> Iterator[Finding]:
     """Stages of too few optimizer steps."""
     training = recipe.training
-    plan = StagePlan(training, recipe.partition.slices, 0, 1, np.zeros(0, np.uint64))
+    nobody = np.zeros(0, np.uint64)
     steps, rows = [], dict.fromkeys(range(recipe.partition.shards), 0)
-    for (shard, _), count in sorted(sample.sizes.items()):
+    for (shard, slice_), count in sorted(sample.sizes.items()):
         rows[shard] += count
+        plan = StagePlan(training, recipe.partition.slices, 0, slice_, nobody)
         steps.append(sum(_steps(rows[shard] * share >> 64, training) for share in plan.shares))
     few = [s for s in steps if s < STEPS]
     if few:

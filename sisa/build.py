@@ -17,10 +17,11 @@ from data_index.storage import Store
 from data_index.view import PartitionView
 from sisa import stage, stage_log
 from sisa.config import Recipe
-from sisa.determinism import StagePlan
+from sisa.determinism import StagePlan, Words, stage_epochs
 from sisa.errors import WorkerError
 from sisa.executor import Executor
 from sisa.generation import Constituent, Failure, Stage
+from sisa.retention import ALL, Retention
 from sisa.shard import ShardJob
 from sisa.stage import Link
 from sisa.stage_log import StageRecord
@@ -57,10 +58,10 @@ class Walk:
 
     def constituent(self) -> Constituent:
         """What it contributes once nothing is missing."""
-        good = tuple(Stage.of(r) for r in self.stored if not r.failure)
+        good = (Stage.of(r) for r in self.stored if not r.failure)
         failed = self.failed
         failure = Failure(failed.slice, failed.key) if failed else None
-        return Constituent(self.shard, good, len(self.links), failure)
+        return Constituent.of(self.shard, good, len(self.links), failure)
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,26 @@ class Cost:
     Attributes:
         trained: Of the stages that are not stored.
         reused: Of those that are.
+        before: Of builds before it that belong to the same call.
     """
 
-    trained: int
-    reused: int
+    trained: int = 0
+    reused: int = 0
+    before: int = 0
 
     @property
     def full(self) -> int:
         """What training everything would visit."""
         return self.trained + self.reused
 
-    def plus_trained(self, more: int) -> Cost:
-        """With further samples trained."""
-        return Cost(self.trained + more, self.reused)
+    @property
+    def visited(self) -> int:
+        """What the call has visited in all."""
+        return self.before + self.trained
+
+    def after(self, other: Cost) -> Cost:
+        """The cost of this build and of what came before it in the same call."""
+        return Cost(self.trained, self.reused, self.before + other.visited)
 
 
 @dataclass(frozen=True)
@@ -114,16 +122,26 @@ def cost(store: Store, recipe: Recipe, walks: Sequence[Walk]) -> Cost:
     return Cost(sum(samples(store, recipe, w) for w in walks if w.missing), reused)
 
 
-def samples(store: Store, recipe: Recipe, walk: Walk) -> int:
-    """Samples that training the missing stages of one shard visits."""
-    words = {v.slice: v.words(store) for v in walk.views}
+def samples(store: Store, recipe: Recipe, walk: Walk, links: Sequence[Link] | None = None) -> int:
+    """Samples that training some stages of one shard visits, the missing ones by default."""
+    links = walk.missing if links is None else links
+    words = {v.slice: _words(store, recipe, v, links) for v in walk.views}
     total = 0
-    for link in walk.missing:
+    for link in links:
         seen = np.concatenate([w for slice_, w in words.items() if slice_ <= link.slice])
         slices = recipe.partition.slices
         plan = StagePlan(recipe.training, slices, walk.shard, link.slice, seen)
         total += plan.samples
     return total
+
+
+def _words(store: Store, recipe: Recipe, view: PartitionView, links: Sequence[Link]) -> Words:
+    """Key words of a partition; zeros where no partial epoch asks who takes part in it."""
+    slices = recipe.partition.slices
+    epochs = (stage_epochs(recipe.training, slices, link.slice) for link in links)
+    if all(e.denominator == 1 for e in epochs):
+        return np.zeros(view.rows, dtype=np.uint64)
+    return view.words(store)
 
 
 def build(
@@ -135,6 +153,7 @@ def build(
     progress: Progress = lambda record, stages: None,
     output: Store | None = None,
     import_paths: tuple[str, ...] = (),
+    retention: Retention = ALL,
 ) -> Built:
     """Train what is missing.
 
@@ -147,6 +166,7 @@ def build(
         progress: Called as stages become durable.
         output: Where checkpoints and the stage log go; the store itself if None.
         import_paths: Where user modules are found.
+        retention: Which checkpoints to keep.
 
     Raises:
         SisaError: What a worker raised.
@@ -161,6 +181,8 @@ def build(
             training=training,
             views=w.views,
             links=w.missing,
+            length=len(w.links),
+            retention=retention,
             parent=w.stored[-1] if w.stored else None,
             store=str(store.root),
             output=str(target.root),

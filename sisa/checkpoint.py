@@ -42,7 +42,7 @@ def tensors_digest(state: State) -> str:
         array = np.asarray(state[name])
         little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
         digest.update(canonical_json([name, array.dtype.name, list(array.shape)]))
-        digest.update(little.tobytes())
+        digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from sisa import __version__
 from sisa.errors import DataError, NotFoundError, SisaError, UsageError
 
 if TYPE_CHECKING:
+    from sisa.context import Reporter
     from sisa.results import Result
     from sisa.workspace import Workspace
 
@@ -69,7 +70,7 @@ def common(command: Command) -> Command:
         "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
     )
     @click.option(
-        "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Overrule sisa.yaml."
+        "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Overrule a setting."
     )
     @click.option("-v", "--verbose", is_flag=True, help="Show a traceback with an error.")
     @functools.wraps(command)
@@ -83,7 +84,7 @@ def common(command: Command) -> Command:
         from sisa.output import show
 
         try:
-            result: Result = command(_Call(context.obj, settings), **options)
+            result: Result = command(_Call(context.obj, settings, output), **options)
         except SisaError as error:
             if verbose:
                 raise
@@ -109,12 +110,12 @@ def _fail(error: SisaError, style: str) -> int:
 
 
 class _Call:
-    """One call of a command: where the workspace is, and what overrules its settings."""
+    """One call of a command: where the workspace is, what overrules its settings, how it prints."""
 
-    def __init__(self, folder: Path | None, settings: tuple[str, ...]) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path | None, settings: tuple[str, ...], style: str) -> None:
+        self.folder, self.settings, self.style = folder, settings, style
 
-    def open(self) -> Workspace:
+    def open(self, restored: bool = False, report: Reporter | None = None) -> Workspace:
         """Open the workspace that the call is about."""
         from sisa.output import Progress
         from sisa.workspace import Workspace
@@ -122,8 +123,9 @@ class _Call:
         return Workspace.open(
             self.folder or Path.cwd(),
             self.settings,
-            Progress().reporter(),
+            report or Progress().reporter(),
             exact=self.folder is not None,
+            restored=restored,
         )
 
 
@@ -143,7 +145,7 @@ def _listed(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tu
 @click.option("--drop", multiple=True, callback=_listed, help="Columns to leave out.")
 @click.option("--shards", type=int)
 @click.option("--slices", type=int)
-@click.option("--learner", help="logistic, mlp, or module:factory.")
+@click.option("--learner", help="cnn, logistic, mlp, or module:factory.")
 @click.option("--epochs", type=float)
 @common
 def init(call: _Call, directory: Path | None, data: tuple[Path, ...], **choices: Any) -> Result:
@@ -153,21 +155,29 @@ def init(call: _Call, directory: Path | None, data: tuple[Path, ...], **choices:
     return Workspace.init(directory or call.folder or Path.cwd(), data, call.settings, **choices)
 
 
-@main.command(epilog="Example: sisa doctor --output json")
+@main.command(epilog="Example: sisa doctor --held-out test.parquet --output json")
+@click.option(
+    "--held-out",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file that should share no record and no subject with the store.",
+)
 @common
-def doctor(call: _Call) -> Result:
+def doctor(call: _Call, held_out: tuple[Path, ...]) -> Result:
     """Find everything that would break the guarantee."""
     with call.open() as workspace:
-        return workspace.doctor()
+        return workspace.doctor(held_out)
 
 
-@main.command(epilog="Example: sisa ingest more.parquet")
+@main.command(epilog="Example: sisa ingest --append more.parquet")
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--correct", is_flag=True, help="Replace stored rows that differ.")
+@click.option("--append", is_flag=True, help="Put new records into a further slice, the last.")
 @common
-def ingest(call: _Call, sources: tuple[Path, ...]) -> Result:
+def ingest(call: _Call, sources: tuple[Path, ...], correct: bool, append: bool) -> Result:
     """Take Parquet, CSV and Arrow files and folders in."""
     with call.open() as workspace:
-        return workspace.ingest(*sources)
+        return workspace.ingest(*sources, correct=correct, append=append)
 
 
 @main.command(epilog="Example: sisa train --set runtime.executor.kind=process")
@@ -235,31 +245,73 @@ def _lines(name: str | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _confirm(question: str) -> None:
+def _confirm(question: str, why: str = "This erases data for good.") -> None:
     if not sys.stdin.isatty():
-        raise UsageError(
-            "This erases data for good.", "Add --yes, or --dry-run to see what it does."
-        )
+        raise UsageError(why, "Add --yes, or --dry-run to see what it does.")
     click.confirm(question, abort=True, err=True)
 
 
-@main.command(epilog="Example: sisa work")
+@main.command(epilog="Example: sisa work --every 10m --output json")
+@click.option("--every", metavar="TIME", help="Go on in rounds, such as 10m: s, m, h or d.")
+@click.option("--for", "duration", metavar="TIME", help="Begin no round after this time.")
+@click.option("--times", type=click.IntRange(min=1), help="Make so many rounds.")
 @common
-def work(call: _Call) -> Result:
-    """Finish what is accepted, and whatever a crash left undone."""
-    with call.open() as workspace:
+def work(call: _Call, every: str | None, duration: str | None, times: int | None) -> Result:
+    """Finish what is accepted, and whatever a crash or an older copy left undone.
+
+    With --every, requests wait for each other until their window closes (runtime.erasure.max_wait).
+    """
+    if every is not None:
+        return _rounds(call, every, duration, times)
+    if duration is not None or times is not None:
+        raise UsageError("--for and --times are for rounds.", "Add --every.")
+    with call.open(restored=True) as workspace:
         return workspace.work()
+
+
+def _rounds(call: _Call, every: str, duration: str | None, times: int | None) -> Result:
+    from sisa import rounds
+    from sisa.output import Progress, Rounds
+
+    schedule = rounds.Schedule.parse(every, duration, times)
+    stop, report, lines = rounds.Stop(), Progress().reporter(), Rounds(call.style)
+    inside = stop.between_stages(report)
+    with rounds.signals(stop):
+        opened = functools.partial(call.open, restored=True, report=inside)
+        return rounds.run(opened, schedule, stop, lines.show, report.warn)
 
 
 @main.command(epilog="Example: sisa verify --sample 2")
 @click.option("--shard", type=int, help="Replay this shard only.")
 @click.option("--sample", type=click.IntRange(min=1), help="Replay so many shards, at random.")
 @click.option("--no-replay", is_flag=True, help="Check what is stored, train nothing.")
+@click.option("--residue", is_flag=True, help="Search everywhere for what erasures must not leave.")
+@click.option("--subject", "subjects", multiple=True, help="With --residue: an erased subject.")
+@click.option("--record", "records", multiple=True, help="With --residue: an erased record.")
 @common
-def verify(call: _Call, shard: int | None, sample: int | None, no_replay: bool) -> Result:
+def verify(
+    call: _Call,
+    shard: int | None,
+    sample: int | None,
+    no_replay: bool,
+    residue: bool,
+    subjects: tuple[str, ...],
+    records: tuple[str, ...],
+) -> Result:
     """Show that the ensemble is what training on the stored data gives."""
     with call.open() as workspace:
-        return workspace.verify(shard, sample, replay=not no_replay)
+        return workspace.verify(shard, sample, not no_replay, residue, subjects, records)
+
+
+@main.command(epilog="Example: sisa report --out report.html")
+@click.option("--out", type=click.Path(path_type=Path), help="The page; optional with JSON.")
+@common
+def report(call: _Call, out: Path | None) -> Result:
+    """Everything an auditor wants to know, on one HTML page."""
+    if out is None and call.style == "text":
+        raise UsageError("No file is named for the page.", "Add --out, or --output json.")
+    with call.open() as workspace:
+        return workspace.report(out)
 
 
 @main.command(epilog="Example: sisa lineage --subject alice")
@@ -272,14 +324,103 @@ def lineage(call: _Call, subject: str | None, record: str | None) -> Result:
         return workspace.lineage(subject, record)
 
 
+@main.group(epilog="Example: sisa certificate verify store/certificates/0000000001.json")
+def certificate() -> None:
+    """Show, list and verify the certificates of erasures."""
+
+
+@certificate.command("show", epilog="Example: sisa certificate show 0000000001.json")
+@click.argument("name", metavar="FILE|REQUEST_ID")
+@common
+def certificate_show(call: _Call, name: str) -> Result:
+    """What a certificate states, in readable words."""
+    from sisa import certificate_check
+
+    if Path(name).exists() or not name.startswith("er_"):
+        return certificate_check.show(Path(name))
+    with call.open() as workspace:
+        return workspace.show_certificate(name)
+
+
+@certificate.command("list", epilog="Example: sisa certificate list --output json")
+@common
+def certificate_list(call: _Call) -> Result:
+    """The chain of certificates."""
+    with call.open() as workspace:
+        return workspace.certificates()
+
+
+@certificate.command(
+    "verify", epilog="Example: sisa certificate verify 0000000001.json --public-key signing.pub"
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--public-key",
+    "public_keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Whose signature counts; then no workspace is needed, and only one named by -C is used.",
+)
+@common
+def certificate_verify(call: _Call, file: Path, public_keys: tuple[Path, ...]) -> Result:
+    """Check a certificate: offline with a public key, or against the workspace as well."""
+    from sisa import certificate_check
+
+    certificate_check.read_certificate(file)
+    if public_keys and call.folder is None:
+        return certificate_check.verify(file, certificate_check.public_keys(public_keys))
+    try:
+        opened = call.open()
+    except NotFoundError:
+        if call.folder is not None:
+            raise
+        raise UsageError(
+            "There is neither a workspace nor a public key to check with.",
+            "Name a public key with --public-key, or a workspace with `sisa -C`.",
+        ) from None
+    with opened as workspace:
+        return workspace.verify_certificate(file, public_keys)
+
+
+@main.group(epilog="Example: sisa keys rotate --signing")
+def keys() -> None:
+    """List and rotate keys."""
+
+
+@keys.command("list", epilog="Example: sisa keys list")
+@common
+def keys_list(call: _Call) -> Result:
+    """Signing keys by their id, and tombstone epochs."""
+    with call.open() as workspace:
+        return workspace.keys()
+
+
+@keys.command("rotate", epilog="Example: sisa keys rotate --dry-run")
+@click.option("--signing", is_flag=True, help="Make a new signing key, in place of an epoch.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def keys_rotate(call: _Call, signing: bool, dry_run: bool, yes: bool) -> Result:
+    """Open a new tombstone epoch, and destroy those that no backup outlives."""
+    if signing and dry_run:
+        raise UsageError("--signing destroys nothing.", "Leave --dry-run out.")
+    if not signing and not dry_run and not yes:
+        _confirm("Destroy the keys of tombstone epochs that are over for good?")
+    with call.open() as workspace:
+        return workspace.rotate_signing_key() if signing else workspace.rotate_epochs(dry_run)
+
+
 @main.command(epilog="Example: sisa plan --subject alice")
 @click.option("--subject", "subjects", multiple=True, help="Id of a data subject.")
 @click.option("--record", "records", multiple=True, help="Id of a record.")
+@click.option("--rate", metavar="N/day", help="Requests to expect, in place of ids.")
 @common
-def plan(call: _Call, subjects: tuple[str, ...], records: tuple[str, ...]) -> Result:
-    """What an erasure will cost."""
+def plan(
+    call: _Call, subjects: tuple[str, ...], records: tuple[str, ...], rate: str | None
+) -> Result:
+    """What an erasure will cost, and what waiting saves; or what a day of them will cost."""
     with call.open() as workspace:
-        return workspace.plan(subjects, records)
+        return workspace.plan(subjects, records, rate)
 
 
 @main.command(epilog="Example: sisa status --output json")
@@ -296,3 +437,6 @@ def history(call: _Call) -> Result:
     """All generations."""
     with call.open() as workspace:
         return workspace.history()
+
+
+from sisa import cli_request, cli_unlearn  # noqa: E402, F401  their commands join the group above

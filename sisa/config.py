@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,7 @@ from pydantic import (
 
 from data_index.schema import Columns, feature
 from data_index.storage import canonical_json
-from sisa.errors import ConfigurationError, NotFoundError
+from sisa.errors import ConfigurationError, NotFoundError, UsageError
 
 FILE = "sisa.yaml"
 PREFIX = "SISA__"
@@ -65,6 +67,7 @@ class Data(Section):
     features: dict[str, Text]
     categories: dict[str, tuple[Text, ...]] = {}
     hash_buckets: Integer = Field(64, ge=1, le=1_000_000)
+    scales: dict[str, tuple[Real, Annotated[Real, Field(gt=0)]]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:
@@ -79,6 +82,9 @@ class Data(Section):
         texts = {n for n, declared in self.features.items() if declared == "text"}
         if set(self.categories) - texts:
             raise ValueError("categories can be declared for text features only")
+        arrays = {n for n, declared in self.features.items() if declared.endswith("]")}
+        if set(self.scales) - arrays:
+            raise ValueError("scales can be declared for array features only")
         if not self.features:
             raise ValueError("there is no feature")
         if self.task == "classification" and len(self.classes) < 2:
@@ -103,7 +109,7 @@ class Partition(Section):
     policy: Literal["uniform"] = "uniform"
 
 
-BUILT_IN = ("logistic", "mlp")
+BUILT_IN = ("cnn", "logistic", "mlp")
 """Learners of ours: each a module of sisa.learners with a function `load(recipe)`."""
 
 
@@ -125,13 +131,17 @@ class LearnerSection(Section):
         return name
 
 
+Schedule = Literal["constant", "linear", "cosine", "last_stage_linear", "last_stage_cosine"]
+
+
 class Training(Section):
     """How a stage trains.
 
-    `epochs` is the number an unsliced training would take; a stage takes 2 / (slices + 1) of it.
+    `epochs` is the number an unsliced training would take; a stage takes its part of it.
     """
 
     epochs: Annotated[Real, Field(gt=0)] = 10
+    last_stage_epochs: Annotated[Real, Field(gt=0)] = 1
     batch_size: Integer = Field(64, ge=1)
     min_batch: Integer = Field(2, ge=1)
     optimizer: Text = "sgd"
@@ -140,7 +150,11 @@ class Training(Section):
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     optimizer_params: dict[str, Any] = {}
     loss: Text | None = None
-    schedule: Literal["constant", "last_stage_linear"] = "constant"
+    label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    class_weights: tuple[Annotated[Real, Field(gt=0)], ...] = ()
+    clip_norm: Annotated[Real, Field(gt=0)] | None = None
+    schedule: Schedule = "constant"
+    warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     optimizer_state: Literal["reset", "carry"] = "reset"
     seed: Integer = Field(0, ge=0, lt=2**63)
     threads: Integer = Field(1, ge=1, le=1024)
@@ -150,6 +164,9 @@ class Training(Section):
     def _consistent(self) -> Training:
         if self.min_batch > self.batch_size:
             raise ValueError("min_batch is larger than batch_size")
+        for name in ("label_smoothing", "class_weights"):
+            if getattr(self, name) and self.loss not in (None, "cross_entropy"):
+                raise ValueError(f"{name} is for the loss cross_entropy, not for {self.loss}")
         return self
 
 
@@ -172,6 +189,12 @@ class Recipe(Section):
             raise ValueError("aggregation median is for regression")
         if not classification and self.aggregation in ("vote", "log_mean"):
             raise ValueError(f"aggregation {self.aggregation} is for classification")
+        for name in ("label_smoothing", "class_weights"):
+            if getattr(self.training, name) and not classification:
+                raise ValueError(f"training.{name} is for classification")
+        weights, classes = len(self.training.class_weights), len(self.data.classes)
+        if weights not in (0, classes):
+            raise ValueError(f"training.class_weights has {weights} values for {classes} classes")
         return self
 
     def layout_digest(self) -> str:
@@ -206,8 +229,21 @@ class ExecutorSection(Section):
 class Erasure(Section):
     """How erasures are served."""
 
+    rollback: Literal["immediate", "batch"] = "immediate"
+    max_wait: Annotated[Text, Field(pattern=r"^\d{1,5}[smhd]$")] = "1h"
+    min_depth: Annotated[Real, Field(ge=0, le=1)] = 0.9
     quorum: Annotated[Real, Field(gt=0, le=1)] = 0.5
-    due: Annotated[Text, Field(pattern=r"^\d{1,5}[dh]$")] = "30d"
+    due: Annotated[Text, Field(pattern=r"^\d{1,5}[mhd]$")] = "30d"
+    replay: Literal["none", "sample", "all"] = "none"
+    residue: Literal["scan", "none"] = "scan"
+    backups: Annotated[Text, Field(pattern=r"^\d{1,5}[smhd]$")] = "90d"
+
+
+class Checkpoints(Section):
+    """Which checkpoints a build keeps; without limits, all."""
+
+    max_share: Annotated[Real, Field(gt=0, le=1)] | None = None
+    max_bytes: Annotated[Integer, Field(ge=1)] | None = None
 
 
 class Tracking(Section):
@@ -215,6 +251,7 @@ class Tracking(Section):
 
     uri: Text | None = "sqlite:///mlflow.db"
     experiment: Text = "sisa"
+    model: Annotated[Text, Field(pattern=r"^[^/:'\"]+$")] = "sisa"
 
 
 class Runtime(Section):
@@ -225,6 +262,7 @@ class Runtime(Section):
     ledger: Text = "sqlite:///ledger.db"
     executor: ExecutorSection = ExecutorSection()
     erasure: Erasure = Erasure()
+    checkpoints: Checkpoints = Checkpoints()
     tracking: Tracking = Tracking()
 
 
@@ -233,6 +271,19 @@ class Config(Section):
 
     recipe: Recipe
     runtime: Runtime = Runtime()
+
+
+def period(text: str) -> timedelta:
+    """A time such as `90s`, `10m`, `8h` or `30d`.
+
+    Raises:
+        UsageError: It is not written like that.
+    """
+    match = re.fullmatch(r"(\d{1,5})([smhd])", text)
+    if match is None:
+        raise UsageError(f"{text!r} is no time.", "Write a number with s, m, h or d, such as 10m.")
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]
+    return timedelta(**{unit: int(match[1])})
 
 
 def find(start: Path) -> Path:

@@ -20,6 +20,8 @@ from sisa.config import Config
 from sisa.errors import ConfigurationError, ExactnessError, IncompleteError
 from sisa.executor import Executor
 from sisa.generation import Generation
+from sisa.mirror_purge import MirrorPurge
+from sisa.signing_keys import SigningKeys
 
 T = TypeVar("T")
 
@@ -41,21 +43,52 @@ class Context:
         folder: The workspace.
         config: Its configuration.
         ring: Subkeys of its secret.
-        epochs: Live tombstone epochs.
+        signing: Its signing keys.
         store: Its store.
         ledger: Its ledger.
         make_executor: Makes the executor that the configuration names.
         report: Where progress goes.
+        published: Called after each publication.
+        purge_mirror: Has retired generations destroyed in the mirror, or raises BlockedError.
     """
 
     folder: Path
     config: Config
     ring: Keyring
-    epochs: Epochs
+    signing: SigningKeys
     store: Store
     ledger: Ledger
     make_executor: Callable[[], Executor]
     report: Reporter
+    published: Callable[[], None] = lambda: None
+    purge_mirror: Callable[[], MirrorPurge] = MirrorPurge
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Where shards are trained; kept until `close`."""
+        return self.make_executor()
+
+    def close(self) -> None:
+        """Give back workers and the ledger's connections."""
+        if "executor" in self.__dict__:
+            self.executor.close()
+            del self.__dict__["executor"]
+        self.ledger.close()
+
+    @property
+    def epochs(self) -> Epochs:
+        """The live tombstone epochs, read anew when they have changed.
+
+        Raises:
+            ExactnessError: The key of one is missing.
+            ConfigurationError: The workspace secret is not the one they were wrapped under.
+        """
+        numbers = self.ledger.live_epochs()
+        known: Epochs | None = self.__dict__.get("_epochs")
+        if known is None or known.numbers != numbers:
+            known = Epochs.open(self.store, self.ring, numbers)
+            self.__dict__["_epochs"] = known
+        return known
 
     @cached_property
     def columns(self) -> Columns:

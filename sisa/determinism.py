@@ -6,6 +6,7 @@ positions or of how much data there is elsewhere.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,24 +47,39 @@ def scatter(words: Words, word: int) -> Words:
         return z ^ (z >> np.uint64(31))
 
 
-def stage_epochs(training: Training, slices: int) -> Fraction:
-    """Epochs of each stage: e0 * 2 / (R + 1), so that R stages visit what e0 epochs would."""
-    return Fraction(training.epochs) * 2 / (slices + 1)
+def stage_epochs(training: Training, slices: int, slice_: int) -> Fraction:
+    """Epochs of a stage, so that R stages visit what e0 epochs would.
+
+    Stage r sees r of R equal slices, and stage R takes m times the epochs e of the others:
+    the sum of e_r * r / R is e0 for e = 2 e0 / (R - 1 + 2 m).
+
+    Args:
+        training: The recipe's section; e0 is `epochs`, m is `last_stage_epochs`.
+        slices: R.
+        slice_: From 1; slices beyond R, of appended data, take e as well.
+    """
+    last = Fraction(training.last_stage_epochs)
+    ordinary = Fraction(training.epochs) * 2 / (slices - 1 + 2 * last)
+    return ordinary * last if slice_ == slices else ordinary
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One optimizer step.
 
     Attributes:
         rows: Indices of its records among those of the stage, int64 [b].
-        seed: For everything random in it, under 2**63.
         lr: Learning rate.
+        place: Seed, shard, slice, epoch and batch.
     """
 
     rows: Indices
-    seed: int
     lr: float
+    place: tuple[int, int, int, int, int]
+
+    @property
+    def seed(self) -> int:
+        """For everything random in it, under 2**63."""
+        return mix(*self.place, 2) >> 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ class StagePlan:
         training: The recipe's section.
         slices: The recipe's number of slices R.
         shard: From 0.
-        slice: From 1; may exceed R for appended data, which trains at the rate of stage R.
+        slice: From 1; may exceed R for appended data, which trains at the rates of stage R.
         words: First word of each record key of slices 1..slice in key order, uint64 [n].
     """
 
@@ -87,7 +103,7 @@ class StagePlan:
     @property
     def shares(self) -> list[int]:
         """Of 2**64 hashes, how many take part in each epoch: all, but for a last partial one."""
-        whole, rest = divmod(stage_epochs(self.training, self.slices), 1)
+        whole, rest = divmod(stage_epochs(self.training, self.slices, self.slice), 1)
         shares = [_MASK + 1] * int(whole)
         return [*shares, (rest.numerator << 64) // rest.denominator] if rest else shares
 
@@ -128,15 +144,36 @@ class StagePlan:
         done = 0
         for epoch, rows in enumerate(self.epochs):
             for batch, (start, end) in enumerate(cuts(len(rows), self.training)):
-                seed = mix(self.training.seed, self.shard, self.slice, epoch, batch, 2) >> 1
-                yield Step(rows[start:end], seed, self._rate(done))
+                place = (self.training.seed, self.shard, self.slice, epoch, batch)
+                yield Step(rows[start:end], self._rate(done), place)
                 done += 1
 
     def _rate(self, done: int) -> float:
-        """Learning rate: a function of the slice and the fraction of this stage's steps."""
-        if self.training.schedule == "last_stage_linear" and self.slice >= self.slices:
-            return self.training.lr * (1 - done / self.steps)
-        return self.training.lr
+        """Learning rate: a function of the slice and of the fraction of this stage's steps."""
+        rate, schedule = self.training.lr, self.training.schedule
+        if schedule != "constant":
+            start, share = self._fall
+            fallen = start + share * (done / self.steps)
+            linear = schedule.endswith("linear")
+            rate *= 1 - fallen if linear else (1 + math.cos(math.pi * fallen)) / 2
+        rise = self.training.warmup * self.steps
+        return rate * (done + 1) / rise if done + 1 < rise else rate
+
+    @cached_property
+    def _fall(self) -> tuple[float, float]:
+        """How far the rate has fallen when the stage begins, and its part of the fall; 1 is all.
+
+        Over all stages it falls with the share of samples visited if all slices were equal, the
+        sum of e_q * q / (R * e0) over stages q: no slice's own size enters.
+        """
+        at = min(self.slice, self.slices)
+        if self.training.schedule.startswith("last_stage"):
+            return (0.0, 1.0) if at == self.slices else (0.0, 0.0)
+        whole = self.slices * Fraction(self.training.epochs)
+        own = stage_epochs(self.training, self.slices, at) * at / whole
+        if at == self.slices:
+            return float(1 - own), float(own)
+        return float(own * (at - 1) / 2), float(own)
 
 
 def cuts(rows: int, training: Training) -> list[tuple[int, int]]:

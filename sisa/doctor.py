@@ -3,46 +3,96 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+from data_index import sources
 from data_index.view import PartitionView, through
-from sisa import balance, identity, leaks, sample, surroundings
+from sisa import (
+    balance,
+    environments,
+    identity,
+    leaks,
+    mirror_reach,
+    overlap,
+    personal,
+    rehearsal,
+    sample,
+    surroundings,
+)
 from sisa.context import Context
 from sisa.errors import SisaError
+from sisa.rehearsal import Rehearsed
 from sisa.results import Diagnosis, Finding
 from sisa.sample import Sample
+from sisa.states import overdue
 
 ORDER = ("error", "warning", "info")
 
 
-def diagnose(context: Context, environment: Mapping[str, str] = os.environ) -> Diagnosis:
+def diagnose(
+    context: Context,
+    environment: Mapping[str, str] = os.environ,
+    held_out: Sequence[Path] = (),
+) -> Diagnosis:
     """Look at a workspace and at a sample of its data, before or after the first ingest.
 
     Args:
         context: The workspace.
         environment: May hold a second secret.
+        held_out: Files to compare with the store.
 
     Returns:
         Findings, the worst first; none of them names an id.
+
+    Raises:
+        NotFoundError: There is no such held-out file.
     """
     runtime = context.config.runtime
-    found = [
-        *_checked("keys", lambda: surroundings.keys(context.folder, environment)),
-        *_checked("store", lambda: surroundings.store(context.store)),
-        *_checked("executor", lambda: surroundings.executor(runtime.executor, context.store)),
-        *_checked("learner", lambda: surroundings.learner(context)),
-        *_checked("requests", lambda: _requests(context)),
-        *_checked("mirror", lambda: _mirror(context)),
-        *_data(context),
-        *_checked("quorum", lambda: _quorum(context)),
-    ]
+    sources.expand(list(held_out))
+    with rehearsal.under_way(context.config.recipe, context.import_paths) as rehearsed:
+        found = [
+            *_data(context),
+            *standing(context, environment),
+            *_checked("held_out", lambda: overlap.findings(context, held_out)),
+            *_checked("executor", lambda: environments.executor(context)),
+            *_learner(context, rehearsed),
+        ]
     # One cause may stop several checks; once is enough to say so.
     distinct: dict[str, Finding] = {}
     for finding in found:
         distinct.setdefault(finding.message, finding)
     findings = sorted(distinct.values(), key=lambda f: ORDER.index(f.severity))
-    return Diagnosis(findings=tuple(findings))
+    return Diagnosis(findings=tuple(findings), mirror=mirror_reach.kind(runtime.tracking))
+
+
+def standing(context: Context, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """What is found at once: without looking at rows, and without training a step."""
+    tracking = context.config.runtime.tracking
+    return [
+        *_checked("keys", lambda: surroundings.keys(context.folder, environment)),
+        *_checked("store", lambda: surroundings.store(context.store)),
+        *_checked("privacy", lambda: surroundings.privacy(context)),
+        *_checked("requests", lambda: _requests(context)),
+        *_checked("mirror", lambda: _mirror(context)),
+        *_checked("mirror", lambda: mirror_reach.findings(tracking, context.folder)),
+        *_checked("quorum", lambda: _quorum(context)),
+    ]
+
+
+def _learner(context: Context, rehearsed: Callable[[], Rehearsed]) -> list[Finding]:
+    """What dry steps showed, and how served stages compare with where they were taken."""
+    recipe = context.config.recipe
+    if recipe.learner.params.get("batch_norm") and recipe.training.min_batch < 2:
+        message = (
+            "batch_norm cannot train on a batch of one record, which recipe.training.min_batch "
+            "allows."
+        )
+        remedy = "Set recipe.training.min_batch to 2 or more."
+        return [Finding(severity="error", check="learner", message=message, remedy=remedy)]
+    dry = rehearsed()
+    served = _checked("environment", lambda: environments.stages(context, dry.fingerprint))
+    return [*dry.findings, *served]
 
 
 def _checked(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -104,6 +154,7 @@ def _rows(context: Context, rows: Sample) -> Iterator[Finding]:
     recipe, columns = context.config.recipe, context.columns
     yield from _checked("leak", lambda: leaks.findings(rows, columns))
     yield from _checked("identity", lambda: identity.identities(rows, columns, context.ring))
+    yield from _checked("personal", lambda: personal.findings(rows, columns))
     yield from _checked("scaling", lambda: identity.scaling(rows, columns))
     yield from _checked("categories", lambda: identity.categories(rows, recipe.data))
     yield from _checked("classes", lambda: balance.classes(rows, recipe))
@@ -135,9 +186,9 @@ def _generation(context: Context, views: tuple[PartitionView, ...]) -> Iterator[
 
 def _requests(context: Context) -> Iterator[Finding]:
     """Erasure requests that wait, and those that waited too long."""
-    waiting = [r for r in context.ledger.requests() if r.status != "certified"]
     now = context.ledger.clock()
-    late = [r for r in waiting if datetime.fromisoformat(r.due) < now]
+    late = [r for r in context.ledger.pending().requests if overdue(r, now)]
+    waiting = [r for r in context.ledger.pending().requests if r.hold is None]
     for requests, what in ((late, "past due"), (waiting, "not certified")):
         if requests:
             yield Finding(
@@ -156,7 +207,7 @@ def _mirror(context: Context) -> Iterator[Finding]:
             severity="info",
             check="mirror",
             message=f"Generations that have not been mirrored yet: {waiting}.",
-            remedy="They are delivered after the next change; check runtime.tracking.uri.",
+            remedy="The next `sisa work` delivers them; check runtime.tracking.uri.",
         )
 
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_index import casting
+from data_index.storage import Store
 from sisa import checkpoint, learners
 from sisa.config import Aggregation
 from sisa.context import Context
-from sisa.errors import IncompleteError
-from sisa.generation import Generation
-from sisa.learners.protocol import Learner, State
+from sisa.learners.protocol import Predict, predictor
 from sisa.learners.records import Encoding, Records
+from sisa.served import Served
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,22 +53,47 @@ class Ensemble:
         number: The generation's number.
         digest: Its digest.
         encoding: How rows become blocks of numbers.
-        learner: What predicts.
-        states: States of the voting constituents in shard order.
+        votes: What each voting constituent predicts, in shard order.
         aggregation: How votes are combined.
     """
 
     number: int
     digest: str
     encoding: Encoding
-    learner: Learner
-    states: tuple[State, ...]
+    votes: tuple[Predict, ...]
     aggregation: Aggregation
+
+    @classmethod
+    def of(cls, served: Served, store: Store) -> Ensemble:
+        """Load what is served from where its checkpoints lie, and build each constituent once.
+
+        Raises:
+            IncompleteError: Too few constituents vote.
+            ExactnessError: A checkpoint is damaged.
+        """
+        served.require_quorum()
+        learner = learners.load(served.recipe)
+        states = (checkpoint.read(store, v.file, v.tensors) for v in served.votes)
+        return cls(
+            served.number,
+            served.digest,
+            Encoding.of(served.recipe.data),
+            tuple(predictor(learner, state) for state in states),
+            served.recipe.aggregation,
+        )
 
     def predict(self, records: Records) -> Floats:
         """Class probabilities float64 [n, classes], or values float64 [n] of a regression."""
-        votes = [self.learner.predict(state, records) for state in self.states]
-        return aggregate(np.stack(votes), self.aggregation)
+        return aggregate(np.stack([vote(records) for vote in self.votes]), self.aggregation)
+
+    def predict_table(self, table: pa.Table) -> pa.Table:
+        """Predict the rows of a table that has the feature columns.
+
+        Raises:
+            DataError: It lacks a feature column, or one does not fit.
+        """
+        features = casting.cast_features(table, self.encoding.columns)
+        return predictions(self, self.encoding.encode(features))
 
 
 def load(context: Context) -> Ensemble:
@@ -79,42 +104,9 @@ def load(context: Context) -> Ensemble:
         ExactnessError: A checkpoint is damaged.
     """
     entry, generation = context.served()
-    require_quorum(generation, context.config.runtime.erasure.quorum)
-    last = [c.stages[-1] for c in generation.voting]
     context.find_user_modules()
-    return Ensemble(
-        entry.number,
-        generation.digest,
-        Encoding.of(generation.recipe.data),
-        learners.load(generation.recipe),
-        tuple(checkpoint.read(context.store, s.file, s.tensors) for s in last),
-        generation.recipe.aggregation,
-    )
-
-
-def require_quorum(generation: Generation, quorum: float) -> None:
-    """Refuse to answer with too few votes.
-
-    Raises:
-        IncompleteError: Fewer constituents vote than the quorum asks for.
-    """
-    if not generation.quorate(quorum):
-        raise IncompleteError(
-            f"Only {len(generation.voting)} of {generation.recipe.partition.shards} constituents "
-            f"vote, fewer than the quorum of {quorum:g}.",
-            "Run `sisa work`, or correct the recipe and train.",
-        )
-
-
-def predict_table(context: Context, table: pa.Table) -> pa.Table:
-    """Predict the rows of a table: prediction, and for a classification all probabilities.
-
-    Raises:
-        DataError: It lacks a feature column, or one does not fit.
-    """
-    ensemble = load(context)
-    features = casting.cast_features(table, ensemble.encoding.columns)
-    return predictions(ensemble, ensemble.encoding.encode(features))
+    served = Served.of(entry.number, generation, context.config.runtime.erasure.quorum)
+    return Ensemble.of(served, context.store)
 
 
 def predictions(ensemble: Ensemble, records: Records) -> pa.Table:

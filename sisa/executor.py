@@ -15,10 +15,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from data_index.storage import Store
 from sisa import errors
 from sisa.determinism import cpus
 from sisa.errors import SisaError, WorkerError
@@ -31,6 +33,19 @@ TICK = 0.5
 """Seconds between two calls of `tick`."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that shards may be trained on.
+
+    Attributes:
+        sees: Whether it sees the store.
+        environment: What bits may depend on there, as far as it is known without training.
+    """
+
+    sees: bool
+    environment: dict[str, Any]
 
 
 class Executor(Protocol):
@@ -49,6 +64,18 @@ class Executor(Protocol):
         Raises:
             SisaError: What a job raised, or WorkerError if its worker died too often.
         """
+        ...
+
+    def survey(self, store: Store) -> Sequence[Node]:
+        """Look at the machines that shards may be trained on, other than this one alone.
+
+        Args:
+            store: Must be seen by all.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what is kept between two runs."""
         ...
 
 
@@ -95,27 +122,30 @@ def died(job: ShardJob) -> WorkerError:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProcessExecutor:
     """Trains in child processes, so that the caller's torch settings stay as they are.
+
+    Importing torch takes a second or two, so the children are kept for the next run.
 
     Attributes:
         workers: How many at a time; None: one a processor.
     """
 
     workers: int | None = None
+    _crew: list[_Worker] = field(default_factory=list, init=False)
 
     def run(self, jobs: Sequence[ShardJob], tick: Callable[[], None]) -> Iterator[int]:
         """See `Executor.run`."""
+        count = min(len(jobs), self.workers or cpus())
+        self._crew += [_Worker() for _ in range(count - len(self._crew))]
         waiting: queue.SimpleQueue[ShardJob] = queue.SimpleQueue()
         for job in jobs:
             waiting.put(job)
         done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
-        count = min(len(jobs), self.workers or cpus())
-        crew = [_Worker(waiting, done) for _ in range(count)]
+        for worker in self._crew[:count]:
+            worker.start(waiting, done)
         try:
-            for worker in crew:
-                worker.thread.start()
             left = len(jobs)
             while left:
                 try:
@@ -127,44 +157,63 @@ class ProcessExecutor:
                     raise result
                 left -= 1
                 yield result
-        finally:
-            for worker in crew:
-                worker.stop()
+        except BaseException:  # whatever is under way is of no use
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all children."""
+        for worker in self._crew:
+            worker.stop()
+        self._crew.clear()
+
+    def survey(self, store: Store) -> Sequence[Node]:
+        """See `Executor.survey`: there is none but this machine."""
+        return ()
 
 
 class _Worker:
-    """A thread that feeds one child process, and starts another when it dies."""
+    """A thread a run that feeds one child process, and starts another when it dies."""
 
-    def __init__(
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._training = ""
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(
         self,
         waiting: queue.SimpleQueue[ShardJob],
         done: queue.SimpleQueue[int | BaseException],
     ) -> None:
-        self._waiting, self._done = waiting, done
-        self._process: subprocess.Popen[str] | None = None
-        self._stopped = False
-        self.thread = threading.Thread(target=self._feed, daemon=True)
+        """Do jobs until none waits."""
+        self._thread = threading.Thread(target=self._feed, args=(waiting, done), daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """End the child process, whatever it does."""
         self._stopped = True
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        if self.thread.is_alive():
-            self.thread.join()
+        while self._thread is not None and self._thread.is_alive():
+            if self._process is not None:  # perhaps another one by now
+                self._process.kill()
+            self._thread.join(TICK)
+        self._end()
 
-    def _feed(self) -> None:
+    def _feed(
+        self,
+        waiting: queue.SimpleQueue[ShardJob],
+        done: queue.SimpleQueue[int | BaseException],
+    ) -> None:
         try:
             while not self._stopped:
                 try:
-                    job = self._waiting.get_nowait()
+                    job = waiting.get_nowait()
                 except queue.Empty:
                     return
                 self._do(job)
-                self._done.put(job.shard)
+                done.put(job.shard)
         except BaseException as error:  # handed to the caller's thread
-            self._done.put(error)
+            done.put(error)
 
     def _do(self, job: ShardJob) -> None:
         for _ in range(RETRIES + 1):
@@ -179,9 +228,8 @@ class _Worker:
 
     def _ask(self, job: ShardJob) -> dict[str, Any] | None:
         """The child's answer, or None if it died."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = _start(job)
-        to, back = _pipes(self._process)
+        process = self._child(job)
+        to, back = _pipes(process)
         try:
             to.write(json.dumps(job.to_json()) + "\n")
             to.flush()
@@ -189,24 +237,45 @@ class _Worker:
         except (BrokenPipeError, ValueError):
             line = ""
         if not line:
-            self._process.kill()
-            self._process.wait()
+            self._end()
             return None
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def _child(self, job: ShardJob) -> subprocess.Popen[str]:
+        """A child that has imported nothing but the code that the job's stage keys stand for."""
+        if self._process is not None and self._training != job.training:
+            self._end()
+        if self._process is None or self._process.poll() is not None:
+            self._process, self._training = _start(job), job.training
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in _pipes(self._process):
+                with suppress(BrokenPipeError):  # what is buffered for a dead child
+                    pipe.close()
+            self._process = None
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What a child process that trains gets: our import path, its threads, no secret."""
+    found = {k: v for k, v in os.environ.items() if not k.startswith("SISA_")}
+    found["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    found |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    found["PYTHONHASHSEED"] = "0"  # user code may walk a set of strings
+    return found
+
 
 def _start(job: ShardJob) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SISA_")}
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(job.recipe.training.threads))
-    environment["PYTHONHASHSEED"] = "0"  # user code may walk a set of strings
     return subprocess.Popen(
         [sys.executable, "-m", "sisa.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(job.recipe.training.threads),
         start_new_session=True,  # an interrupt is the caller's to answer
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from data_index.requests import Places, touches
 from data_index.schema import FORMAT
 from data_index.storage import FileRef, Store, canonical_json, sha256
 from sisa.config import Recipe
@@ -22,25 +24,19 @@ class Stage:
         slice: From 1.
         key: Stage key.
         tensors: Digest of the state's tensors.
-        file: Its checkpoint.
+        file: Its checkpoint, None if it was not kept.
         steps: Optimizer steps taken in it.
     """
 
     slice: int
     key: str
     tensors: str
-    file: FileRef
+    file: FileRef | None
     steps: int
 
     @classmethod
     def of(cls, record: StageRecord) -> Stage:
-        """From the stage log.
-
-        Raises:
-            ValueError: The stage failed.
-        """
-        if record.file is None:
-            raise ValueError("a failed stage is in no generation")
+        """From the stage log."""
         return cls(record.slice, record.key, record.tensors, record.file, record.steps)
 
 
@@ -58,7 +54,7 @@ class Constituent:
 
     Attributes:
         shard: From 0.
-        stages: Its stages in order, as far as it is served.
+        stages: Its stages in order, as far as it is served: the last one's checkpoint is kept.
         length: Number of stages that its chain has.
         failed: The stage that failed, or None; a constituent that failed does not vote.
     """
@@ -73,11 +69,32 @@ class Constituent:
         """Whether it takes part: it has not failed, and its state has taken a step."""
         return self.failed is None and sum(s.steps for s in self.stages) > 0
 
+    @classmethod
+    def of(
+        cls, shard: int, stages: Iterable[Stage], length: int, failed: Failure | None
+    ) -> Constituent:
+        """Served as far as there are checkpoints."""
+        served = list(stages)
+        while served and served[-1].file is None:
+            served.pop()
+        return cls(shard, tuple(served), length, failed)
+
+    @property
+    def file(self) -> FileRef:
+        """The checkpoint that is served.
+
+        Raises:
+            ValueError: It has no stage.
+        """
+        if not self.stages or self.stages[-1].file is None:
+            raise ValueError("a constituent without a stage has no checkpoint")
+        return self.stages[-1].file
+
     def before(self, slice_: int) -> Constituent:
-        """Rolled back to its last stage that never saw this slice; an earlier failure stays."""
-        stages = tuple(s for s in self.stages if s.slice < slice_)
+        """Rolled back to its last checkpoint that never saw a slice; an earlier failure stays."""
+        stages = (s for s in self.stages if s.slice < slice_)
         failed = self.failed if self.failed and self.failed.slice < slice_ else None
-        return replace(self, stages=stages, failed=failed)
+        return Constituent.of(self.shard, stages, self.length, failed)
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class Generation:
         training: Its training digest.
         constituents: In shard order, one a shard that has any record.
         partitions: Shard, slice, rows and logical digest of what it was trained on.
-        reason: `train`, `erasure` or `roll-back`.
+        reason: `train`, `erasure`, `roll-back` or `cancelled`.
         certificate_head: sha256 of the last certificate when it was published, or None.
     """
 
@@ -107,15 +124,17 @@ class Generation:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the canonical JSON of [aggregation, [shard, tensors digest]...]."""
-        votes = [[c.shard, c.stages[-1].tensors] for c in self.voting]
-        return sha256(canonical_json([self.recipe.aggregation, *votes]))
+        """See `digest_of`."""
+        return digest_of(self.recipe, ((c.shard, c.stages[-1].tensors) for c in self.voting))
 
     @property
     def depth(self) -> float:
-        """Mean share of its stages that a served constituent has; 0 if none votes."""
-        shares = [len(c.stages) / c.length for c in self.voting]
-        return sum(shares) / len(shares) if shares else 0.0
+        """Mean share of its stages that a constituent is served with; 0 if none votes.
+
+        One that is rolled back to nothing counts as 0, and one that failed does not count.
+        """
+        shares = [len(c.stages) / c.length for c in self.constituents if c.failed is None]
+        return sum(shares) / len(shares) if self.voting else 0.0
 
     @property
     def failed_shards(self) -> list[int]:
@@ -124,14 +143,31 @@ class Generation:
 
     def quorate(self, quorum: float) -> bool:
         """Whether enough of the recipe's shards vote."""
-        return len(self.voting) > 0 and len(self.voting) >= quorum * self.recipe.partition.shards
+        return quorate(len(self.voting), self.recipe, quorum)
+
+    def before(self, places: Places, certificate_head: str | None) -> Generation:
+        """Rolled back: each constituent at its last checkpoint that never saw what places name."""
+        first = dict(places)
+        return replace(
+            self,
+            constituents=tuple(
+                c.before(first[c.shard]) if c.shard in first else c for c in self.constituents
+            ),
+            partitions=tuple(p for p in self.partitions if not touches(places, p[0], p[1])),
+            reason="roll-back",
+            certificate_head=certificate_head,
+        )
 
     def same_as(self, other: Generation | None) -> bool:
         """Whether publishing it would change nothing but the reason."""
-        return other is not None and self._body()["what"] == other._body()["what"]
+        if other is None:
+            return False
+        return self == replace(other, reason=self.reason, certificate_head=self.certificate_head)
 
-    def _body(self) -> dict[str, Any]:
-        return {
+    @cached_property
+    def manifest(self) -> bytes:
+        """The bytes of its manifest."""
+        body = {
             "format": FORMAT,
             "what": {
                 "recipe": self.recipe.model_dump(mode="json"),
@@ -143,10 +179,11 @@ class Generation:
             "reason": self.reason,
             "certificate_head": self.certificate_head,
         }
+        return canonical_json(body)
 
     def save(self, store: Store) -> FileRef:
         """Write the manifest; durable after the store's `flush`."""
-        return store.put("generations", ".json", canonical_json(self._body()))
+        return store.put("generations", ".json", self.manifest)
 
     @classmethod
     def load(cls, store: Store, ref: FileRef) -> Generation:
@@ -170,9 +207,20 @@ class Generation:
         return found
 
 
+def digest_of(recipe: Recipe, votes: Iterable[tuple[int, str]]) -> str:
+    """sha256 of the canonical JSON of [aggregation, [shard, tensors digest]...], in shard order."""
+    return sha256(canonical_json([recipe.aggregation, *votes]))
+
+
+def quorate(voting: int, recipe: Recipe, quorum: float) -> bool:
+    """Whether so many votes are enough of the recipe's shards."""
+    return voting > 0 and voting >= quorum * recipe.partition.shards
+
+
 def _constituent(found: dict[str, Any]) -> Constituent:
     stages = tuple(
-        Stage(**{**stage, "file": FileRef.from_json(stage["file"])}) for stage in found["stages"]
+        Stage(**{**stage, "file": stage["file"] and FileRef.from_json(stage["file"])})
+        for stage in found["stages"]
     )
     failed = found["failed"] and Failure(**found["failed"])
     return Constituent(**{**found, "stages": stages, "failed": failed})

@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from data_index import keys
 from data_index.keys import Keyring, Keys
 from data_index.schema import RECORD_KEY, SUBJECT_KEY, Columns, Feature
 from sisa.config import Data
 from sisa.errors import DataError
-from sisa.held_out import numbers, of_text
+from sisa.held_out import held_out, numbers, of_number, of_text
 from sisa.results import Finding
 from sisa.sample import Sample
 
 FEWEST = 20
 UNIQUE = 0.95
 """Share of distinct values from which a column is nearly unique."""
+
+NAMED = 0.9
+"""Share of rows from which a column nearly determines the data subject."""
 
 COMPARED = 256
 """Rows of which a value is compared with the ids."""
@@ -47,6 +51,12 @@ def identities(sample: Sample, columns: Columns, ring: Keyring) -> Iterator[Find
             codes, sample.subjects[known], several=_whole(feature)
         ):
             message = f"{what} tells data subjects apart: no two of them share a value."
+            yield Finding(severity="warning", check="identity", message=message, remedy=drop)
+        elif columns.subject_id is not None and (share := _names(sample, feature)) >= NAMED:
+            message = (
+                f"{what} nearly determines the data subject: by itself it names the right one for "
+                f"{share:.1%} of rows that it was not learned from."
+            )
             yield Finding(severity="warning", check="identity", message=message, remedy=drop)
         elif _whole(feature) and len(codes) >= FEWEST and codes.max() + 1 >= UNIQUE * len(codes):
             message = f"{what} is nearly unique, so it may identify records and predicts nothing."
@@ -135,6 +145,21 @@ def _tells_apart(
         return False
     pairs = len(np.unique(codes * (subjects.max() + 1) + subjects))
     return bool(UNIQUE * pairs <= values and (several or UNIQUE * pairs <= people))
+
+
+def _names(sample: Sample, feature: Feature) -> float:
+    """Share of rows whose subject the column predicts, among those it can know; else 0."""
+    half, subjects = sample.half(RECORD_KEY), sample.subjects
+    known = np.isin(subjects, np.intersect1d(subjects[half], subjects[~half]))
+    people = len(np.unique(subjects[known]))
+    # Of a few people, or of people with a few rows each, chance alone names too many.
+    if known.sum() < FEWEST * 2 or people < 5 or known.sum() < 4 * people:
+        return 0.0
+    column = sample.rows[feature.column].filter(pa.array(known))
+    coded = [of_text(column)] if feature.kind == "text" else of_number(numbers(column))
+    found = [held_out(c, subjects[known], half[known]) for c in coded]
+    best = min(found, key=lambda error: error.wrong)
+    return 1 - best.wrong if best.baseline > 0.5 else 0.0
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> bool:

@@ -57,7 +57,7 @@ def create(
     config.overlay(body, settings)
     made = config.validate(body)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         secrets.make(folder, environment)
         # Last and whole, so that an interrupted attempt can be repeated.
         part = folder / f".{config.FILE}.part"

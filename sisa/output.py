@@ -3,52 +3,90 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from sisa.context import Reporter
 from sisa.errors import SisaError
-from sisa.results import SCHEMA_VERSION, Result
+from sisa.results import Failed, Fault, Result, Round
 from sisa.stage_log import StageRecord
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
+"""A time in UTC, as documents hold it; texts show it to the second."""
 
 
 def show(result: Result, style: str) -> None:
     """Print a document as text or as JSON."""
-    document = result.document()
     if style == "json":
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(result.document(), ensure_ascii=False) + "\n")
         return
-    console = Console(soft_wrap=True, highlight=False)
-    for name, value in document.items():
-        if name == "schema_version":
-            continue
-        label = name.replace("_", " ")
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            console.print(_table(label, value))
-        else:
-            console.print(f"{label:>20}  {_text(value)}", markup=False)
+    if (text := result.text()) is not None:
+        sys.stdout.write(text)
+        return
+    for name, value in result.brief().items():
+        if name != "schema_version":
+            sys.stdout.writelines(f"{line}\n" for line in _lines(name.replace("_", " "), value))
+
+
+class Rounds:
+    """Prints rounds: each as a line of JSON on stdout, or a sentence on stderr where one is new."""
+
+    def __init__(self, style: str) -> None:
+        self._style, self._said = style, ""
+
+    def show(self, made: Round) -> None:
+        """Print a round."""
+        if self._style == "json":
+            show(made, self._style)
+            sys.stdout.flush()
+            return
+        window, text = made.window, ""
+        if made.requests:
+            text = f"{len(made.requests)} requests finished, {made.samples_trained} samples"
+        elif window is not None:
+            text = f"{len(window.requests)} requests wait until {window.closes} ({window.reason})"
+        if text and text != self._said:
+            sys.stderr.write(f"round {made.round}: {text}\n")
+        self._said = text
 
 
 def show_error(error: SisaError, style: str) -> None:
     """Print an error: an object on stdout with JSON, one sentence on stderr otherwise."""
     if style == "json":
-        body = {"code": error.code, "message": error.message, "remedy": error.remedy}
-        sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "error": body}) + "\n")
+        fault = Fault(code=error.code, message=error.message, remedy=error.remedy)
+        show(Failed(error=fault), style)
     else:
         sys.stderr.write(f"Error: {error}\n")
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    return table
+def _lines(label: str, value: Any) -> Iterator[str]:
+    """A field as lines: objects and lists of them are indented below its name."""
+    if isinstance(value, dict) and value:
+        yield label
+        for name, inner in value.items():
+            if inner not in (None, []):
+                yield f"  {name.replace('_', ' '):>18}  {_text(inner)}"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        yield label
+        yield from _table(value)
+    else:
+        yield f"{label:>20}  {_text(value)}"
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A line a row, never broken, so that it can be searched; empty columns are left out."""
+    told = [name for name in rows[0] if any(row[name] not in (None, []) for row in rows)]
+    cells = [[name.replace("_", " ") for name in told]]
+    cells += [[_text(row[name]) for name in told] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"  {'  '.join(padded)}".rstrip()
 
 
 def _text(value: Any) -> str:
@@ -64,6 +102,8 @@ def _text(value: Any) -> str:
         return ", ".join(f"{k}: {_text(v)}" for k, v in value.items()) or "-"
     if isinstance(value, str) and len(value) == 64:
         return f"{value[:12]}…"  # a digest; JSON has it whole
+    if isinstance(value, str) and TIME.fullmatch(value):
+        return f"{value[:10]} {value[11:19]}Z"
     return str(value)
 
 

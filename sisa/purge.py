@@ -12,7 +12,7 @@ from data_index import ledger
 from data_index.leases import Lease
 from data_index.lineage import Selection
 from data_index.storage import TEMPORARY
-from sisa import plan, stage_log
+from sisa import plan, ray_folders, stage_log
 from sisa.context import Context
 
 DATA = ("partitions", "lineage", "journal", "datasets")
@@ -59,8 +59,10 @@ def purge(context: Context, lease: Lease, folders: tuple[str, ...] = DATA + MODE
         context.store.delete(doomed)
         count[TEMPORARY] = context.store.remove_scratch()
         if "checkpoints" in folders:
+            count["ray"] = ray_folders.sweep(context.folder)
             ledger.retire_generations(connection, {entry.number} if entry else set())
             count[stage_log.FOLDER] = _sweep_stage_log(context, marked.stages)
+        context.store.settle((*folders, stage_log.FOLDER))
     return Swept(count)
 
 
@@ -78,11 +80,21 @@ def mark(context: Context) -> Marked:
             paths.add(entry.manifest.path)
         for constituent in generation.constituents:
             stages |= {s.key for s in constituent.stages}
-            paths |= {s.file.path for s in constituent.stages}
-    for walk in plan.walks_without(context, Selection.nothing()):
-        stages |= {r.key for r in walk.stored}
-        paths |= {r.file.path for r in walk.stored if r.file is not None}
+            paths |= {s.file.path for s in constituent.stages if s.file is not None}
+    # What is stored of rows that wait to be rewritten is what a cancelled request returns to.
+    gone = context.ledger.pending().gone
+    for left_out in (gone, Selection.nothing()) if gone else (gone,):
+        for walk in plan.walks_over(context, left_out):
+            stages |= {r.key for r in walk.stored}
+            paths |= {r.file.path for r in walk.stored if r.file is not None}
     return Marked(frozenset(paths), frozenset(stages))
+
+
+def unreachable(context: Context) -> int:
+    """How many files a purge would destroy."""
+    there = list(context.store.list())
+    marked = mark(context).paths
+    return sum(p.partition("/")[0] in DATA + MODELS and p not in marked for p in there)
 
 
 def _count(paths: list[str]) -> dict[str, int]:

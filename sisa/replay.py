@@ -13,6 +13,7 @@ from sisa.context import Context
 from sisa.executor import ProcessExecutor
 from sisa.generation import Constituent, Generation, Stage
 from sisa.results import Check, ShardReplay
+from sisa.retention import LAST
 from sisa.stage import Link
 from sisa.stage_log import StageRecord
 
@@ -38,6 +39,7 @@ def replay_shards(
         chosen: Constituents of the generation.
     """
     output = Store(context.store.scratch())
+    executor = ProcessExecutor(context.config.runtime.executor.workers)
     try:
         walks = [_walk(c, chains.get(c.shard, ()), views) for c in chosen]
         build(
@@ -45,10 +47,11 @@ def replay_shards(
             generation.recipe,
             generation.training,
             [w for w in walks if w.links],
-            ProcessExecutor(context.config.runtime.executor.workers),
+            executor,
             context.report.stage,
             output=output,
             import_paths=context.import_paths,
+            retention=LAST,
         )
         return tuple(
             _compare(
@@ -59,6 +62,7 @@ def replay_shards(
             for c in chosen
         )
     finally:
+        executor.close()
         shutil.rmtree(output.root, ignore_errors=True)
 
 
@@ -78,8 +82,9 @@ def _walk(
 ) -> Walk:
     """Nothing of it stored, as far as it is served; a failed stage is tried again as well."""
     own = tuple(v for v in views if v.shard == constituent.shard)
-    depth = len(constituent.stages) + (constituent.failed is not None)
-    return Walk(constituent.shard, own, links[:depth], ())
+    last = constituent.failed or (constituent.stages[-1] if constituent.stages else None)
+    served = tuple(link for link in links if last is not None and link.slice <= last.slice)
+    return Walk(constituent.shard, own, served, ())
 
 
 def _compare(constituent: Constituent, stored: Records, again: Records) -> ShardReplay:

@@ -1,4 +1,4 @@
-"""The workspace secret and the signing key: made, found, read."""
+"""The workspace secret: made, found, read."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
-
 from sisa.errors import ConfigurationError
+from sisa.signing_keys import SigningKeys, write_private
 
 SECRET = "secret.key"  # noqa: S105 - a file name
-SIGNING = "signing.key"
-PUBLIC = "signing.pub"
 VARIABLE = "SISA_SECRET_KEY"
 
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
@@ -48,27 +38,12 @@ def read(folder: Path, environment: Mapping[str, str] = os.environ) -> bytes:
 
 
 def make(folder: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Make a secret, unless the environment has one, and a signing key pair.
+    """Make a secret and a signing key pair, unless the environment has them.
 
     What is there already, from an attempt that was interrupted, stays as it is.
     """
     if VARIABLE in environment or (folder / SECRET).exists():
         read(folder, environment)
     else:
-        _private(folder / SECRET, os.urandom(32).hex().encode() + b"\n")
-    if not (folder / SIGNING).exists():
-        new = Ed25519PrivateKey.generate()
-        pem = new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _private(folder / SIGNING, pem)
-    key = load_pem_private_key((folder / SIGNING).read_bytes(), password=None)
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (folder / PUBLIC).write_bytes(public)
-
-
-def _private(path: Path, data: bytes) -> None:
-    """Write a file that nobody else can read, and that was never there before."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        write_private(folder / SECRET, os.urandom(32).hex().encode() + b"\n")
+    SigningKeys.of(folder, environment).make()

@@ -17,6 +17,7 @@ from sisa.determinism import StagePlan
 from sisa.errors import ConfigurationError
 from sisa.learners.protocol import Learner, State
 from sisa.learners.records import Encoding, Records
+from sisa.retention import Retention
 from sisa.stage import Link
 from sisa.stage_log import StageRecord
 
@@ -31,7 +32,9 @@ class ShardJob:
         recipe: The recipe.
         training: The training digest that the stage keys were made of.
         views: All its partitions that hold a row, in slice order.
-        links: The stages to train, in order.
+        links: The stages to train, in order: the last ones of the chain.
+        length: Number of stages of the whole chain.
+        retention: Which checkpoints to keep.
         parent: The stored stage before the first of them, None for the shard's beginning.
         store: Folder that partitions and the parent are read from.
         output: Folder that checkpoints and the stage log are written to.
@@ -44,6 +47,8 @@ class ShardJob:
     training: str
     views: tuple[PartitionView, ...]
     links: tuple[Link, ...]
+    length: int
+    retention: Retention
     parent: StageRecord | None
     store: str
     output: str
@@ -58,6 +63,8 @@ class ShardJob:
             "training": self.training,
             "views": [asdict(v) for v in self.views],
             "links": [asdict(link) for link in self.links],
+            "length": self.length,
+            "retention": asdict(self.retention),
             "parent": self.parent and asdict(self.parent),
             "store": self.store,
             "output": self.output,
@@ -74,6 +81,8 @@ class ShardJob:
             training=found["training"],
             views=tuple(map(PartitionView.from_json, found["views"])),
             links=tuple(Link(**link) for link in found["links"]),
+            length=found["length"],
+            retention=Retention(**found["retention"]),
             parent=found["parent"] and StageRecord.from_json(found["parent"]),
             store=found["store"],
             output=found["output"],
@@ -103,9 +112,9 @@ def train_shard(job: ShardJob) -> None:
     state = _parent_state(job, store, learner)
     writer = stage_log.Writer(Store(job.output), job.shard, job.attempt)
     try:
-        for link in job.links:
+        for number, link in enumerate(job.links, job.length - len(job.links) + 1):
             rows = records.take(slices <= link.slice)
-            record, state = _stage(job, link, learner, state, rows, writer)
+            record, state = _stage(job, link, number, learner, state, rows, writer)
             writer.add(record)
             if record.failure:
                 break
@@ -156,7 +165,7 @@ def _parent_state(job: ShardJob, store: Store, learner: Learner) -> State:
         seed = determinism.init_seed(job.recipe.training, job.shard)
         return checkpoint.load(checkpoint.dump(learner.init(seed)))
     if job.parent.file is None:
-        raise ValueError("the parent of a stage has failed")
+        raise ValueError("the parent of a stage has no checkpoint")
     at = store if store.holds(job.parent.file) else Store(job.output)
     return checkpoint.read(at, job.parent.file, job.parent.tensors)
 
@@ -164,19 +173,32 @@ def _parent_state(job: ShardJob, store: Store, learner: Learner) -> State:
 def _stage(
     job: ShardJob,
     link: Link,
+    number: int,
     learner: Learner,
     state: State,
     records: Records,
     writer: stage_log.Writer,
 ) -> tuple[StageRecord, State]:
-    """Train one stage. Its state comes back from its checkpoint's bytes, as the next run has it."""
+    """Train one stage. Its state comes back from its checkpoint's bytes, as the next run has it.
+
+    Args:
+        job: The job.
+        link: The stage.
+        number: Its number in the chain, from 1.
+        learner: The learner.
+        state: Of its parent.
+        records: Those of slices 1 to its own.
+        writer: Takes the checkpoint, if it is kept.
+    """
     started = time.monotonic()
     recipe = job.recipe
     plan = StagePlan(recipe.training, recipe.partition.slices, job.shard, link.slice, records.words)
     done = learner.advance(state, records, plan)
     file, tensors = None, ""
     if done.failure is None:
-        file, data = writer.checkpoint(done.state)
+        data = checkpoint.dump(done.state)
+        if number in job.retention.kept(job.length, len(data)):
+            file = writer.checkpoint(data)
         state = checkpoint.load(data)
         tensors = checkpoint.tensors_digest(state)
     record = StageRecord(

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_index.storage import FileRef, Store, canonical_json
+from data_index.storage import FileRef, Store, canonical_json, sha256
 from sisa import checkpoint
 from sisa.errors import ExactnessError
-from sisa.learners.protocol import State
 from sisa.stage import Link
 
 FOLDER = "stages"
@@ -34,7 +33,7 @@ class StageRecord:
         shard: From 0.
         slice: From 1.
         tensors: Digest of the state's tensors; empty if it failed.
-        file: Its checkpoint; None if it failed.
+        file: Its checkpoint; None if it failed or its checkpoint was not kept.
         samples: Records visited, each once per epoch in which it took part.
         steps: Optimizer steps taken in it.
         seconds: Wall-clock seconds.
@@ -71,10 +70,9 @@ class Writer:
         self._number = 0
         self._last = time.monotonic()
 
-    def checkpoint(self, state: State) -> tuple[FileRef, bytes]:
-        """Write a state; durable with the next segment. Returns its file and its bytes."""
-        data = checkpoint.dump(state)
-        return self._store.put(checkpoint.FOLDER, checkpoint.SUFFIX, data), data
+    def checkpoint(self, data: bytes) -> FileRef:
+        """Write the bytes of a state; durable with the next segment."""
+        return self._store.put(checkpoint.FOLDER, checkpoint.SUFFIX, data)
 
     def add(self, record: StageRecord) -> None:
         """Log a stage whose checkpoint is written."""
@@ -95,8 +93,8 @@ class Writer:
 
 
 def write_segment(store: Store, name: str, records: Iterable[StageRecord]) -> None:
-    """Write a segment; durable after the store's `flush`."""
-    store.put_named(name, canonical_json([asdict(r) for r in records]))
+    """Write a segment, which carries its own sha256; durable after the store's `flush`."""
+    store.put_named(name, _framed(canonical_json([asdict(r) for r in records])))
 
 
 def read_segment(store: Store, name: str) -> list[StageRecord]:
@@ -105,16 +103,22 @@ def read_segment(store: Store, name: str) -> list[StageRecord]:
     Raises:
         ExactnessError: It is damaged.
     """
-    try:
-        return [StageRecord.from_json(found) for found in json.loads(store.read_unchecked(name))]
-    except (ValueError, TypeError, KeyError):
+    data = store.read_unchecked(name)
+    stages = data[len(_framed(b"")) - 1 : -1]
+    if data != _framed(stages):
         raise ExactnessError(
             f"{name} is damaged.", "Delete it and run `sisa train`; its stages are trained again."
-        ) from None
+        )
+    return [StageRecord.from_json(found) for found in json.loads(stages)]
+
+
+def _framed(stages: bytes) -> bytes:
+    """A segment's bytes: canonical JSON of the sha256 of its stages, and of these."""
+    return b'{"sha256":"%s","stages":%s}' % (sha256(stages).encode(), stages)
 
 
 def read_shard(store: Store, shard: int) -> dict[str, StageRecord]:
-    """All stored stages of a shard by key.
+    """All stored stages of a shard by key; of several records of one, one whose checkpoint is kept.
 
     Raises:
         ExactnessError: Two attempts disagree on the tensors of a stage.
@@ -128,14 +132,16 @@ def read_shard(store: Store, shard: int) -> dict[str, StageRecord]:
                     f"Two attempts at slice {record.slice} of shard {shard} gave different bits.",
                     "Train on one kind of machine with one number of threads.",
                 )
+            if known.file is None:
+                found[record.key] = record
     return found
 
 
 def stored(store: Store, shard: int, links: Sequence[Link]) -> tuple[StageRecord, ...]:
-    """Records of the leading stages of a chain that are stored; the last may have failed.
+    """Records of the leading stages of a chain, up to the last one to go on from.
 
-    A stage counts as stored if its checkpoint is there, and the one to go on from only if it is
-    intact: what is missing or damaged is trained again.
+    They end with a failure or with a kept checkpoint. One that is missing, or the one to go on from
+    if it is damaged, is trained again.
 
     Raises:
         ExactnessError: Two attempts disagree on the tensors of a stage.
@@ -149,15 +155,16 @@ def stored(store: Store, shard: int, links: Sequence[Link]) -> tuple[StageRecord
         found.append(record)
         if record.failure:
             return tuple(found)
-    while 0 < len(found) < len(links) and not store.intact(_file(found[-1])):
+    whole = len(found) == len(links)
+    while found and not _serves(store, found[-1], whole):
         found.pop()
+        whole = False
     return tuple(found)
 
 
-def _file(record: StageRecord) -> FileRef:
-    if record.file is None:
-        raise ValueError("a failed stage has no checkpoint")
-    return record.file
+def _serves(store: Store, record: StageRecord, last: bool) -> bool:
+    """Whether a stage can be gone on from; nobody goes on from the last one of a chain."""
+    return record.file is not None and (last or store.intact(record.file))
 
 
 def finite(loss: float) -> float | None:

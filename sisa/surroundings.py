@@ -1,26 +1,27 @@
-"""What a workspace stands on: its keys, its store, where shards are trained, its learner."""
+"""What a workspace stands on: its keys, and who else may read it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
-from data_index.storage import Store
-from sisa import learners, secrets
-from sisa.config import ExecutorSection, Recipe
-from sisa.context import Context
-from sisa.results import Finding
+from sqlalchemy import make_url
 
-NEAR = ("local", "auto")
-"""Addresses of a Ray on this machine."""
+from data_index.storage import Store
+from sisa import secrets, signing_keys
+from sisa.context import Context
+from sisa.errors import ConfigurationError
+from sisa.results import Finding
+from sisa.signing_keys import SigningKeys
 
 
 def keys(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Keys that others can read, a missing signing key, two secrets."""
-    for name in (secrets.SECRET, secrets.SIGNING):
+    """Keys that others can read, a signing key that is missing or wrong, two secrets."""
+    for name in (secrets.SECRET, signing_keys.PRIVATE):
         path = folder / name
         # Elsewhere the mode bits say nothing about who may read.
         if os.name == "posix" and path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -30,13 +31,12 @@ def keys(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
                 message=f"{name} can be read or changed by others than its owner.",
                 remedy=f"Run `chmod 600 {path}`; if others had access, make a new workspace.",
             )
-    if not (folder / secrets.SIGNING).is_file():
-        yield Finding(
-            severity="error",
-            check="keys",
-            message=f"The workspace has no {secrets.SIGNING}, which is to sign certificates.",
-            remedy="Restore it from a backup.",
-        )
+        yield from _in_git(folder, name)
+    try:
+        SigningKeys.of(folder, environment).trusted()
+        SigningKeys.of(folder, environment).signer()
+    except ConfigurationError as error:
+        yield Finding(severity="error", check="keys", message=error.message, remedy=error.remedy)
     if secrets.VARIABLE in environment and (folder / secrets.SECRET).exists():
         yield Finding(
             severity="warning",
@@ -59,46 +59,53 @@ def store(found: Store) -> Iterator[Finding]:
         )
 
 
-def executor(section: ExecutorSection, found: Store) -> Iterator[Finding]:
-    """Ray that is not there, or whose workers may not see the store."""
-    if section.kind != "ray":
+def privacy(context: Context) -> Iterator[Finding]:
+    """Rows and requests that everybody on the machine can reach and read."""
+    database = make_url(context.config.runtime.ledger).database or ""
+    places = {
+        "runtime.store": Path(context.store.root),
+        "runtime.ledger": context.folder / database,
+    }
+    for setting, path in places.items():
+        if os.name == "posix" and path.exists() and _open_to_all(path.resolve()):
+            yield Finding(
+                severity="warning",
+                check="privacy",
+                message=f"Everybody on this machine can read {path}, of {setting}.",
+                remedy=f"Run `chmod -R o-rwx {path}`, or close a folder above it.",
+            )
+
+
+def _open_to_all(path: Path) -> bool:
+    """Whether others may read it, and pass through all folders on the way to it."""
+    wanted = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
+    on_the_way = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return on_the_way and path.stat().st_mode & wanted == wanted
+
+
+def _in_git(folder: Path, name: str) -> Iterator[Finding]:
+    """A key that git has, or would take with `git add .`."""
+    git = shutil.which("git")
+    inside = any((parent / ".git").exists() for parent in (folder, *folder.parents))
+    if git is None or not inside or not (folder / name).is_file():
         return
-    if find_spec("ray") is None:
+
+    def asked(*words: str) -> bool:
+        call = [git, "-C", str(folder), *words, name]
+        return subprocess.run(call, capture_output=True, check=False).returncode == 0
+
+    if asked("ls-files", "--error-unmatch"):
         yield Finding(
             severity="error",
-            check="executor",
-            message="runtime.executor.kind is ray, and Ray is not installed.",
-            remedy="Install ray, or set runtime.executor.kind to process.",
+            check="keys",
+            message=f"{name} is under version control, and in every copy of the repository.",
+            remedy="Take it out of the history, or make a new workspace: who has it can tell whose "
+            "records are whose.",
         )
-    if section.address is not None and section.address not in NEAR:
+    elif not asked("check-ignore", "--quiet"):
         yield Finding(
-            severity="info",
-            check="executor",
-            message=f"Whether the workers of the Ray at {section.address} see the store "
-            f"{found.root} cannot be judged from here.",
-            remedy="Put the store on a file system that every node mounts at the same path.",
+            severity="warning",
+            check="keys",
+            message=f"{name} lies in a git work tree that does not ignore it.",
+            remedy=f"Add {name} to .gitignore.",
         )
-
-
-def learner(context: Context) -> Iterator[Finding]:
-    """A learner that cannot be made, or cannot train with the smallest batch.
-
-    Raises:
-        ConfigurationError: The learner says itself what does not fit.
-    """
-    recipe = context.config.recipe
-    if _lone_batch(recipe):
-        yield Finding(
-            severity="error",
-            check="learner",
-            message="batch_norm cannot train on a batch of one record, which "
-            "recipe.training.min_batch allows.",
-            remedy="Set recipe.training.min_batch to 2 or more.",
-        )
-        return
-    context.find_user_modules()
-    learners.load(recipe).init(0)
-
-
-def _lone_batch(recipe: Recipe) -> bool:
-    return bool(recipe.learner.params.get("batch_norm")) and recipe.training.min_batch < 2

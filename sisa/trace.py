@@ -13,9 +13,10 @@ from data_index.requests import Places, touches
 from data_index.schema import RECORD_KEY, SUBJECT_KEY
 from sisa.context import Context
 from sisa.errors import UsageError
-from sisa.forget import look_up
 from sisa.generation import Generation
+from sisa.lookup import look_up
 from sisa.results import LineageRecord, LineageResult, LineageStage
+from sisa.states import state
 
 
 def trace(context: Context, subject: str | int | None, record: str | int | None) -> LineageResult:
@@ -35,7 +36,7 @@ def trace(context: Context, subject: str | int | None, record: str | int | None)
         stages=tuple(_stages(context, named.places)),
         generations=tuple(_generations(context, named.places)),
         erased=request is not None,
-        status=request and request.status,
+        status=request and state(request),
         certificate=request
         and request.certificate
         and str(context.store.path(request.certificate)),

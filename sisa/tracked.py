@@ -44,32 +44,68 @@ class Sheet:
     status: str = "FINISHED"
 
 
-def sheets(entry: GenerationEntry, store: Store) -> tuple[Sheet, list[Sheet]]:
+WORKSPACE = "sisa.workspace"
+"""Tag of all that one workspace has in a mirror: the random name that the ledger gave it."""
+
+GENERATION, SHARD = "sisa.generation", "sisa.shard"
+"""Tags that say which generation, and which shard of it, something belongs to."""
+
+KEPT = (
+    WORKSPACE,
+    GENERATION,
+    SHARD,
+    "sisa.manifest_sha256",
+    "sisa.digest",
+    "sisa.training_digest",
+    "mlflow.runName",
+    "mlflow.parentRunId",
+)
+"""Tags that a run of a retired generation keeps where its row cannot be dropped."""
+
+FREE = ("data.", "learner.")
+"""Parts of the recipe with names and texts of the user's: tags, since no param can be emptied."""
+
+
+def sheets(
+    entry: GenerationEntry, generation: Generation, store: Store, mark: str
+) -> tuple[Sheet, list[Sheet]]:
     """The run of a generation, and one a shard.
 
+    Args:
+        entry: The generation, as the ledger has it.
+        generation: The generation.
+        store: Holds its stage log.
+        mark: The workspace's name in a mirror.
+
     Raises:
-        ExactnessError: The manifest or the stage log is damaged.
+        ExactnessError: The stage log is damaged.
         ValueError: The generation is retired.
     """
     if entry.manifest is None:
         raise ValueError("a retired generation has no manifest")
-    generation = Generation.load(store, entry.manifest)
     stages = {c.shard: _stages(c, store) for c in generation.constituents}
     number, time = str(entry.number), _milliseconds(entry.time)
     every = [record for records in stages.values() for record in records]
+    recipe = dict(_flat("", generation.recipe.model_dump(mode="json")))
+    free = {name for name in recipe if name.startswith(FREE)}
     parent = Sheet(
         name=f"generation-{number}",
         time=time,
-        identity={"sisa.generation": number, "sisa.manifest_sha256": entry.manifest.sha256},
+        identity={
+            WORKSPACE: mark,
+            GENERATION: number,
+            "sisa.manifest_sha256": entry.manifest.sha256,
+        },
         tags={
             "sisa.digest": generation.digest,
             "sisa.training_digest": generation.training,
             "sisa.reason": generation.reason,
             "sisa.exactness": "bitwise",
+            **{f"sisa.{name}": recipe[name] for name in free},
             **_fingerprint(every),
         },
         metrics=_totals(generation, every),
-        params=dict(_flat("", generation.recipe.model_dump(mode="json"))),
+        params={name: text for name, text in recipe.items() if name not in free},
     )
     children = [
         _shard(parent, constituent, stages[constituent.shard])
@@ -89,7 +125,11 @@ def _shard(parent: Sheet, constituent: Constituent, stages: list[StageRecord]) -
     return Sheet(
         name=f"shard-{shard}",
         time=parent.time,
-        identity={"sisa.generation": parent.identity["sisa.generation"], "sisa.shard": shard},
+        identity={
+            WORKSPACE: parent.identity[WORKSPACE],
+            GENERATION: parent.identity[GENERATION],
+            SHARD: shard,
+        },
         tags={"sisa.votes": _text(constituent.votes), **_fingerprint(stages)},
         metrics=metrics,
         status="FAILED" if constituent.failed else "FINISHED",

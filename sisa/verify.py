@@ -1,35 +1,50 @@
 """Show that the published ensemble is what a first training on the stored data gives.
 
 Tombstones against stored keys, digests of every reachable file, lineage against partitions, the
-chain, and a replay: every served stage trained again in a clean process and compared bit by bit.
+chain, the certificates, the log, and a replay: every served stage trained again in a clean process
+and compared bit by bit.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from data_index import keys, lineage, partition
+from data_index import keys, lineage, partition, scan_sets
 from data_index.dataset import DataSet
 from data_index.keys import Keys
 from data_index.ledger import GenerationEntry
 from data_index.lineage import Selection
 from data_index.schema import LINEAGE, RECORD_KEY, SUBJECT_KEY
-from data_index.storage import FileRef, Store, sha256
 from data_index.view import PartitionView, through
-from sisa import learners, stage_log
+from sisa import certificate_chain, closing, learners, residue, stage_log
+from sisa.checks import Outcome, check, meets, stored_keys
 from sisa.config import Recipe
 from sisa.context import Context
 from sisa.errors import ExactnessError, UsageError
 from sisa.generation import Constituent, Generation
 from sisa.replay import replay_shards, replayed
-from sisa.results import Check, ShardReplay, Verified
+from sisa.results import Residue, ResidueHit, ShardReplay, Verified
 from sisa.stage import Link, chain
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a search for residue is to look for.
+
+    Attributes:
+        subjects: Ids of erased subjects.
+        records: Ids of erased records.
+    """
+
+    subjects: Sequence[str | int] = ()
+    records: Sequence[str | int] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,11 @@ class _Subject:
 
 
 def verify(
-    context: Context, shard: int | None = None, sample: int | None = None, replay: bool = True
+    context: Context,
+    shard: int | None = None,
+    sample: int | None = None,
+    replay: bool = True,
+    sought: Sought | None = None,
 ) -> Verified:
     """Check everything that is stored and, unless told not to, replay.
 
@@ -89,6 +108,7 @@ def verify(
         shard: Replay this shard only.
         sample: Replay this many shards, drawn at random.
         replay: Whether to replay at all.
+        sought: What to search all places for; None for no search. It does not bear on exactness.
 
     Raises:
         UsageError: There is no such shard, or both a shard and a sample are asked for.
@@ -99,22 +119,27 @@ def verify(
     entry, generation = subject.entry, subject.generation
     chosen = _chosen(generation, shard, sample)
     checks = [
-        _check("files", lambda: _files(subject)),
-        _check("partitions", lambda: _partitions(subject)),
-        _check("lineage", lambda: _lineage(subject)),
-        _check("tombstones", lambda: _tombstones(subject)),
-        _check("chain", lambda: _chain(subject)),
-        _check("depth", lambda: _depth(subject)),
+        check("files", lambda: _files(subject)),
+        check("partitions", lambda: _partitions(subject)),
+        check("lineage", lambda: _lineage(subject)),
+        check("tombstones", lambda: _tombstones(subject)),
+        check("chain", lambda: _chain(subject)),
+        check("depth", lambda: _depth(subject)),
+        check("certificates", lambda: certificate_chain.outcome(context)),
+        check("log", lambda: _log(context)),
     ]
     shards: tuple[ShardReplay, ...] = ()
     if replay and all(c.passed is not False for c in checks):
-        checks.append(_check("code", lambda: _code(subject)))
+        checks.append(check("code", lambda: _code(subject)))
         if checks[-1].passed and next(c.passed for c in checks if c.name == "chain"):
             shards = replay_shards(context, generation, subject.chains, subject.views, chosen)
             checks.append(replayed(shards, len(generation.constituents)))
     whole = replay and len(chosen) == len(generation.constituents)
     proved = whole and all(c.passed for c in checks)
     wrong = any(c.passed is False for c in checks)
+    scan = None if sought is None else _scan(context, sought)
+    if scan is not None:
+        checks.append(check("residue", lambda: _residue(context, scan)))
     return Verified(
         exact=False if wrong else (True if proved else None),
         generation=entry.number,
@@ -122,25 +147,33 @@ def verify(
         checks=tuple(checks),
         shards=shards,
         replayed=bool(shards),
+        residue=scan and _shown(scan),
     )
 
 
-Outcome = tuple[bool | None, str]
+def outcome(context: Context, verified: Verified) -> dict[str, Any]:
+    """What a replay showed, for the ledger to keep; the fields are those of `ReplayOutcome`."""
+    return {
+        "time": context.ledger.clock().isoformat(timespec="milliseconds"),
+        "generation": verified.generation,
+        "digest": verified.digest,
+        "exact": verified.exact,
+        "shards": len(verified.shards),
+        "constituents": len(context.served()[1].constituents),
+        "detail": next(c.detail for c in verified.checks if c.name == "replay"),
+    }
 
 
-def _check(name: str, run: Callable[[], Outcome]) -> Check:
-    try:
-        passed, detail = run()
-    except ExactnessError as error:
-        passed, detail = False, str(error)
-    return Check(name=name, passed=passed, detail=detail)
+def _log(context: Context) -> Outcome:
+    """The store's copy of the log is the ledger's, entry by entry, and signed."""
+    return True, f"{context.ledger.check_log()} entries are signed, in order, and the ledger's own"
 
 
 def _files(subject: _Subject) -> Outcome:
     """Every reachable file has the bytes that were written."""
     store = subject.context.store
-    stages = {s.file: s for c in subject.generation.constituents for s in c.stages}
-    files: list[FileRef] = [*subject.dataset.files(), *stages]
+    stages = (s for c in subject.generation.constituents for s in c.stages)
+    files = [*subject.dataset.files(), *{s.file for s in stages if s.file is not None}]
     broken = []
     for file in files:
         try:
@@ -196,11 +229,11 @@ def _tombstones(subject: _Subject) -> Outcome:
     c = subject.context
     stones = subject.stones
     met = waiting = count = torn = 0
-    for found in _stored_keys(c.store):
+    for found in stored_keys(c.store):
         if found is None:
             torn += 1
             continue
-        hit = _meets(c, stones, found)
+        hit = meets(c, stones, found)
         held = subject.pending.mask(found)
         met += int((hit & ~held).sum())
         waiting += int((hit & held).sum())
@@ -208,27 +241,13 @@ def _tombstones(subject: _Subject) -> Outcome:
     if met:
         return False, f"{met} stored rows belong to erased subjects or records"
     if waiting:
-        return None, f"{waiting} stored rows wait to be rewritten; run `sisa work`"
+        return (
+            None,
+            f"{waiting} stored rows wait to be rewritten: run `sisa work`, unless they are on hold",
+        )
     if torn:
         return None, f"{torn} files that a crash left behind cannot be read; run `sisa work`"
     return True, f"none of {count} stored rows meets one of {len(stones)} tombstones"
-
-
-def _stored_keys(store: Store) -> Iterator[pa.Table | None]:
-    """Keys of every file with rows, whether anything points to it or not; None for a torn one."""
-    for folder in ("partitions", "lineage", "journal"):
-        for path in store.list(folder):
-            data = store.read_unchecked(path)
-            whole = sha256(data) in path
-            yield partition.read(data, [RECORD_KEY, SUBJECT_KEY]) if whole else None
-
-
-def _meets(
-    context: Context, stones: Keys, table: pa.Table
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    hit = context.epochs.meets(stones, keys.from_arrow(table[RECORD_KEY]))
-    hit |= context.epochs.meets(stones, keys.from_arrow(table[SUBJECT_KEY]))
-    return hit
 
 
 def _chain(subject: _Subject) -> Outcome:
@@ -248,6 +267,8 @@ def _chain(subject: _Subject) -> Outcome:
         links = subject.chains.get(constituent.shard, ())
         served = [(s.slice, s.key) for s in constituent.stages]
         if served != [(link.slice, link.key) for link in links[: len(served)]]:
+            if served == _unfiltered(subject, constituent):
+                return None, "an accepted erasure waits to be rolled back; run `sisa work`"
             return False, f"the stages of shard {constituent.shard} are not those of its data"
         failed = constituent.failed
         if failed and failed.key not in [link.key for link in links]:
@@ -256,6 +277,14 @@ def _chain(subject: _Subject) -> Outcome:
     if missing:
         return False, f"shards {sorted(missing)} have data but no constituent"
     return True, f"{sum(map(len, subject.chains.values()))} stage keys follow from the data"
+
+
+def _unfiltered(subject: _Subject, constituent: Constituent) -> list[tuple[int, str]]:
+    """Slices and keys of as many stages over the stored rows, what is accepted included."""
+    parts = [p for p in subject.dataset.partitions if p.shard == constituent.shard]
+    views = [PartitionView(p.shard, p.slice, p.rows, p.logical, p.file) for p in parts]
+    links = chain(constituent.shard, views, subject.generation.training)
+    return [(link.slice, link.key) for link in links[: len(constituent.stages)]]
 
 
 def _depth(subject: _Subject) -> Outcome:
@@ -277,6 +306,39 @@ def _code(subject: _Subject) -> Outcome:
     if subject.recipe.training_digest(code) != subject.generation.training:
         return None, "the learner's code was changed since; a replay compares nothing"
     return True, "the learner's code is the recorded one"
+
+
+def _scan(context: Context, sought: Sought) -> residue.Scan:
+    asked = residue.named(context, sought.subjects, sought.records)
+    asked |= residue.erased(context, asked.gone)
+    return residue.of(context, closing.rewritten_sets(context), asked, whole=True)
+
+
+def _residue(context: Context, scan: residue.Scan) -> Outcome:
+    """Nothing that an erasure must not leave is found anywhere."""
+    with context.ledger.read() as connection:
+        outlived = scan_sets.outlived(connection)
+    if outlived:
+        return False, f"{len(outlived)} closed requests have pseudonyms or scan sets in the ledger"
+    if not scan.valid:
+        missed = [name for name, found in scan.controls.items() if not found]
+        return None, f"the search is not valid: it missed its own controls {', '.join(missed)}"
+    if scan.hits:
+        return False, f"residue in {', '.join(sorted({h.where for h in scan.hits})[:5])}"
+    searched = f"{scan.files} files, {scan.bytes} bytes: nothing found"
+    if scan.elsewhere:
+        searched += f", but in {len({h.where for h in scan.elsewhere})} files that are not ours"
+    if not scan.complete:
+        count = len(scan.undecodable) + len(scan.refused)
+        return None, f"{searched}; {count} could not be decoded"
+    return True, searched
+
+
+def _shown(scan: residue.Scan) -> Residue:
+    body = scan.to_json() | {"valid": scan.valid, "digest": scan.digest}
+    for name in ("hits", "elsewhere"):
+        body[name] = [ResidueHit(**hit) for hit in body[name]]
+    return Residue(**body)
 
 
 def _chosen(

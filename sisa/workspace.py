@@ -5,21 +5,25 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_index import ingest as ingestion
-from data_index import keys
+from data_index import keys, restore
 from data_index.ledger import Ledger
-from data_index.storage import Store
+from data_index.log import Log
+from data_index.storage import Store, sha256
 from data_index.tombstones import Epochs
-from sisa import config, purge, secrets, tracking
+from sisa import config, secrets
 from sisa.config import Config
 from sisa.context import Context, Reporter
-from sisa.errors import BusyError, ConfigurationError, UsageError
+from sisa.errors import ConfigurationError, NotFoundError, RestoredError, UsageError
 from sisa.executor import Executor, ProcessExecutor
+from sisa.outbox import Order, Outbox
 from sisa.results import (
+    CertificateEntry,
+    CertificateList,
+    CertificateShown,
+    CertificateVerified,
     Diagnosis,
     Evaluation,
     Forgotten,
@@ -27,17 +31,30 @@ from sisa.results import (
     HistoryEntry,
     IngestResult,
     Initialised,
+    KeysRotated,
+    KeysShown,
     LineageResult,
     Planned,
     Predicted,
+    Readmitted,
+    RequestCancelled,
+    RequestHeld,
+    RequestReleased,
+    Requests,
+    RequestShown,
     Status,
+    Submitted,
     TrainResult,
     Verified,
+    WindowState,
     Worked,
 )
+from sisa.signing_keys import SigningKeys
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from sisa.report_results import Report
 
 Ids = Iterable[str | int]
 PathLike = str | Path
@@ -55,8 +72,9 @@ class Workspace:
     Every method returns the document that the command of the same name prints.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, outbox: Outbox) -> None:
         self.context = context
+        self._outbox = outbox
 
     @classmethod
     def init(
@@ -95,6 +113,7 @@ class Workspace:
         report: Reporter | None = None,
         exact: bool = False,
         environment: Mapping[str, str] = os.environ,
+        restored: bool = False,
     ) -> Workspace:
         """Open the workspace that a folder is or lies in.
 
@@ -104,33 +123,44 @@ class Workspace:
             report: Where progress and warnings go.
             exact: The folder must be the workspace itself.
             environment: Overlays sisa.yaml and may hold the secret.
+            restored: An older copy of ledger or store was restored: bring both together first.
 
         Raises:
             NotFoundError: There is no workspace.
             ConfigurationError: Its configuration or secret is wrong.
+            RestoredError: An older copy of ledger or store was restored.
+            ExactnessError: Ledger and store belong to different histories.
         """
         at = Path(folder).absolute()
         root = at if exact else config.find(at)
         settled = config.load(root, settings, environment)
         ring = keys.derive(secrets.read(root, environment))
-        store = Store(_resolve(root, settled.runtime.store))
-        ledger = Ledger(settled.runtime.ledger, root)
+        store, report = Store(_resolve(root, settled.runtime.store)), report or Reporter()
+        signing = SigningKeys.of(root, environment)
+        log = Log(store, signing.signer, signing.trusted)
+        ledger = Ledger(settled.runtime.ledger, root, log=log)
+        _settle(ledger, store, ring, report, restored)
+        outbox = Outbox(_order(root, store, settled), ledger, report.warn)
         return cls(
             Context(
                 folder=root,
                 config=settled,
                 ring=ring,
-                epochs=_epochs(store, ring, ledger),
+                signing=signing,
                 store=store,
                 ledger=ledger,
                 make_executor=lambda: _executor(root, settled),
-                report=report or Reporter(),
-            )
+                report=report,
+                published=outbox.published,
+                purge_mirror=outbox.purge,
+            ),
+            outbox,
         )
 
     def close(self) -> None:
-        """Give back the ledger's connections."""
-        self.context.ledger.close()
+        """Wait until MLflow has what was published, a minute at most; give back workers."""
+        self._outbox.close()
+        self.context.close()
 
     def __enter__(self) -> Workspace:
         return self
@@ -138,43 +168,24 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ingest(self, *paths: PathLike) -> IngestResult:
+    def ingest(self, *paths: PathLike, correct: bool = False, append: bool = False) -> IngestResult:
         """Take source files in; without arguments those of `runtime.sources`.
+
+        Args:
+            paths: Parquet, CSV and Arrow files and folders.
+            correct: Another row of a stored record replaces it, instead of being refused.
+            append: New records go to a further slice of their shard, behind all others.
 
         Raises:
             NotFoundError: A path does not exist.
             DataError: A source does not fit; the data set stays as it was.
             BusyError: Another process is writing.
         """
-        c = self.context
+        from sisa import ingest
+
+        self._outbox.catch_up()
         chosen = [Path(p) for p in paths] or self._sources()
-        grid = ingestion.Grid(c.config.recipe.partition.shards, c.config.recipe.partition.slices)
-        with c.ledger.writer() as lease:
-            purge.purge(c, lease, purge.DATA)  # rows that a killed ingest left behind
-            before = c.dataset()
-            stones = c.ledger.tombstones()
-            done = ingestion.ingest(
-                c.store,
-                c.ring,
-                c.columns,
-                grid,
-                before,
-                chosen,
-                lambda found: c.epochs.meets(stones, found),
-                c.report.rows,
-            )
-            if done.dataset is not before:
-                manifest = done.dataset.save(c.store)
-                c.store.flush()
-                c.ledger.commit_dataset(manifest, lease)
-        return IngestResult(
-            records=done.records,
-            subjects=done.subjects,
-            skipped=done.skipped,
-            tombstoned=done.tombstoned,
-            total_records=done.dataset.records,
-            partitions=len(done.dataset.partitions),
-        )
+        return ingest.ingest(self.context, chosen, correct, append)
 
     def train(self) -> TrainResult:
         """Build and publish; with nothing changed, nothing is trained or published.
@@ -186,14 +197,13 @@ class Workspace:
         from sisa.publish import build_and_publish
 
         c = self.context
-        self._prefetch()
+        self._outbox.begin()
         with c.ledger.writer() as lease:
             done = build_and_publish(c, lease, "train")
-        self._mirror()
         return TrainResult(
             generation=done.number,
             digest=done.generation.digest,
-            samples_trained=done.built.cost.trained,
+            samples_trained=done.built.cost.visited,
             samples_reused=done.built.cost.reused,
             seconds=round(done.built.seconds, 3),
             voting=len(done.generation.voting),
@@ -220,7 +230,7 @@ class Workspace:
         """
         from sisa import ensemble
 
-        return self.context.steady(lambda: ensemble.predict_table(self.context, table))
+        return self.context.steady(lambda: ensemble.load(self.context).predict_table(table))
 
     def predict_file(self, path: PathLike, out: PathLike) -> Predicted:
         """Predict a file into a Parquet or CSV file.
@@ -255,49 +265,216 @@ class Workspace:
         named, single = _ids(subjects), _ids(records)
         if dry_run:
             return self.context.steady(lambda: forget.dry_run(self.context, named, single))
-        done = forget.forget(self.context, named, single, wait)
-        self._mirror()
-        return done
+        try:
+            return forget.forget(self.context, named, single, wait)
+        finally:
+            self._outbox.catch_up()
 
-    def work(self) -> Worked:
+    def submit(
+        self, subjects: Ids = (), records: Ids = (), dry_run: bool = False, **fields: Any
+    ) -> Submitted:
+        """Accept one erasure request and roll serving back; `work` carries it out.
+
+        Args:
+            subjects: Ids of data subjects; without a subject column, of records.
+            records: Ids of records.
+            dry_run: Change nothing and say what would be done.
+            **fields: `external_id`, `regulation`, `received` (ISO 8601), `due` (as in 45d), `hold`
+                (a reason).
+
+        Raises:
+            UsageError: No id is given, a field does not fit, or the external id stands for another
+                request.
+            ConfigurationError: The recipe was changed since the current generation was trained.
+        """
+        named = {"subjects": _ids(subjects), "records": _ids(records)}
+        return self._submit([fields | named], dry_run)
+
+    def submit_each(
+        self, lines: Iterable[str | int | Mapping[str, Any]], dry_run: bool = False, **fields: Any
+    ) -> Submitted:
+        """Accept an erasure request a line, all in one transaction.
+
+        Args:
+            lines: Ids of data subjects, or objects (JSON or mappings) with `subject` or `record`,
+                and if need be `external_id`, `regulation`, `received` and `due`.
+            dry_run: Change nothing and say what would be done.
+            **fields: What lines do not say themselves, as in `submit`.
+
+        Raises:
+            UsageError: There is no line, one does not fit, or as in `submit`.
+            ConfigurationError: The recipe was changed since the current generation was trained.
+        """
+        from sisa.submission import of_line
+
+        if isinstance(lines, (str, bytes, Mapping)):
+            raise UsageError("A single line is given where a list is expected.", "Write [line].")
+        return self._submit([fields | of_line(line) for line in lines], dry_run)
+
+    def _submit(self, bodies: Sequence[Mapping[str, Any]], dry_run: bool) -> Submitted:
+        from sisa import request
+        from sisa.submission import submission
+
+        now = self.context.ledger.clock()
+        submissions = [submission(now, body) for body in bodies]
+        try:
+            return request.submit(self.context, submissions, dry_run)
+        finally:
+            self._outbox.catch_up()
+
+    def requests(self, state: str | None = None, overdue: bool = False) -> Requests:
+        """Erasure requests, all or those of a state or past due.
+
+        Raises:
+            UsageError: There is no such state.
+        """
+        from sisa import request
+
+        return request.listed(self.context, state, overdue)
+
+    def request(self, name: str) -> RequestShown:
+        """All about the request of an id or external id.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        from sisa import request
+
+        return request.show(self.context, name)
+
+    def hold(self, name: str, reason: str) -> RequestHeld:
+        """Let nothing of a request be destroyed until it is released.
+
+        Raises:
+            NotFoundError: There is none of that id or external id.
+            UsageError: It is not open, or its rows are rewritten already.
+        """
+        from sisa import request
+
+        return RequestHeld(request=request.hold(self.context, name, reason))
+
+    def release(self, name: str) -> RequestReleased:
+        """End a hold.
+
+        Raises:
+            NotFoundError: There is none of that id or external id.
+            UsageError: It is not open.
+        """
+        from sisa import request
+
+        return RequestReleased(request=request.release(self.context, name))
+
+    def cancel(self, name: str, reason: str, denied: bool = False) -> RequestCancelled:
+        """Take a request back: the generation of before returns.
+
+        Args:
+            name: Its id or external id.
+            reason: Why.
+            denied: It was refused on legal grounds; another state, all else is the same.
+
+        Raises:
+            NotFoundError: There is none.
+            UsageError: It is finished, or its rows are rewritten already.
+            BusyError: Another process is writing.
+        """
+        from sisa import request
+
+        self._outbox.begin()
+        return request.cancel(self.context, name, reason, denied)
+
+    def readmit(self, subjects: Ids = (), records: Ids = ()) -> Readmitted:
+        """Let erased ids be ingested again, because consent was given again.
+
+        Raises:
+            UsageError: No id is given, or an open request names one.
+        """
+        from sisa import request
+
+        return request.readmit(self.context, _ids(subjects), _ids(records))
+
+    def work(self, once: bool = False) -> Worked:
         """Finish what is accepted, and whatever a crash left undone.
+
+        Args:
+            once: Leave what comes in after the publication to the next window.
 
         Raises:
             BusyError: Another process is writing.
         """
         from sisa import forget
 
-        done = forget.work(self.context)
-        self._mirror()
-        return done
+        self._outbox.begin()
+        return forget.work(self.context, once)
+
+    def catch_up(self) -> None:
+        """Have MLflow told of what waits for it, without waiting for that."""
+        self._outbox.catch_up()
 
     def verify(
-        self, shard: int | None = None, sample: int | None = None, replay: bool = True
+        self,
+        shard: int | None = None,
+        sample: int | None = None,
+        replay: bool = True,
+        residue: bool = False,
+        subjects: Ids = (),
+        records: Ids = (),
     ) -> Verified:
         """Show that the current generation is what training on the stored data gives.
 
+        Args:
+            shard: Train only this shard again.
+            sample: Train so many shards again, drawn at random.
+            replay: Whether to train at all.
+            residue: Also search every place for what open requests and the ids below give.
+            subjects: Ids of erased subjects; without a subject column, of records.
+            records: Ids of erased records.
+
         Raises:
+            UsageError: Ids are given without `residue`.
             IncompleteError: Nothing has been trained yet.
             ExactnessError: A manifest is damaged.
             BusyError: Another process is writing; nothing may move while it is looked at.
         """
         from sisa import verify
 
+        people, single = _ids(subjects), _ids(records)
+        if (people or single) and not residue:
+            raise UsageError("Ids are given, but no search for residue.", "Add --residue.")
         with self.context.ledger.writer():
-            return verify.verify(self.context, shard, sample, replay)
+            sought = verify.Sought(people, single) if residue else None
+            verified = verify.verify(self.context, shard, sample, replay, sought)
+            if verified.replayed:
+                self.context.ledger.record_replay(verify.outcome(self.context, verified))
+        return verified
 
-    def plan(self, subjects: Ids = (), records: Ids = ()) -> Planned:
-        """What forgetting ids would cost.
+    def plan(self, subjects: Ids = (), records: Ids = (), rate: str | None = None) -> Planned:
+        """What forgetting ids would cost, or what requests at a rate will.
+
+        Args:
+            subjects: Ids of data subjects; without a subject column, of records.
+            records: Ids of records.
+            rate: Single-record requests as `N/day` or `N/hour`, in place of ids.
 
         Raises:
-            UsageError: No id is given.
+            UsageError: Neither ids nor a rate are given, or both.
         """
-        from sisa import forget, plan
+        from sisa import lookup, plan
+        from sisa import rate as rates
 
         named, single = _ids(subjects), _ids(records)
+        if rate is not None:
+            if named or single:
+                raise UsageError("Ids and a rate exclude each other.", "Give one of them.")
+            return self.context.steady(lambda: rates.plan(self.context, rate))
         return self.context.steady(
-            lambda: plan.plan(self.context, forget.look_up(self.context, named, single))
+            lambda: plan.plan(self.context, lookup.look_up(self.context, named, single))
         )
+
+    def window(self) -> WindowState | None:
+        """Until when open requests wait for more, if they are left to a service."""
+        from sisa import plan
+
+        return self.context.steady(lambda: plan.open_window(self.context))
 
     def lineage(
         self, subject: str | int | None = None, record: str | int | None = None
@@ -316,10 +493,10 @@ class Workspace:
         return self.context.steady(self._status)
 
     def _status(self) -> Status:
-        from sisa.forget import request_state
+        from sisa.states import request_state
 
         c = self.context
-        dataset, current = c.dataset(), c.current()
+        dataset, current, now = c.dataset(), c.current(), c.ledger.clock()
         entry, generation = current or (None, None)
         quorum = c.config.runtime.erasure.quorum
         return Status(
@@ -333,7 +510,7 @@ class Workspace:
             quorate=generation.quorate(quorum) if generation else False,
             records=dataset.records,
             partitions=len(dataset.partitions),
-            requests=tuple(map(request_state, c.ledger.requests())),
+            requests=tuple(request_state(r, now) for r in c.ledger.requests()),
             certificate_head=c.ledger.certificate_head(),
             outbox=len(c.ledger.outbox()),
         )
@@ -355,26 +532,137 @@ class Workspace:
             )
         )
 
-    def doctor(self) -> Diagnosis:
-        """Everything that would break the guarantee, all findings at once."""
+    def certificates(self) -> CertificateList:
+        """The chain of certificates, checked.
+
+        Raises:
+            ExactnessError: One is missing, damaged or out of place.
+        """
+        from sisa import certificate_chain
+
+        kept = certificate_chain.walk(self.context)
+        found = tuple(
+            CertificateEntry(
+                sequence=k.statement.predicate.sequence,
+                request=k.statement.predicate.request,
+                issued=k.statement.predicate.times.issued,
+                records=k.statement.predicate.records_erased,
+                file=str(self.context.store.path(k.path)),
+                sha256=sha256(k.data),
+            )
+            for k in kept
+        )
+        return CertificateList(certificates=found, head=found[-1].sha256 if found else None)
+
+    def show_certificate(self, request_id: str) -> CertificateShown:
+        """What the certificate of an erasure request states.
+
+        Raises:
+            NotFoundError: There is no such request, or it is not certified.
+        """
+        from sisa import certificate_check
+
+        named = {r.id: r.certificate for r in self.context.ledger.requests()}.get(request_id)
+        if named is None:
+            raise NotFoundError(
+                "There is no such certificate: the name is neither a file nor the id of a "
+                "certified request.",
+                "See `sisa certificate list`.",
+            )
+        return certificate_check.show(self.context.store.path(named))
+
+    def verify_certificate(
+        self, file: PathLike, public_keys: Sequence[PathLike] = ()
+    ) -> CertificateVerified:
+        """Check a certificate, and hold it against this workspace.
+
+        Args:
+            file: The certificate.
+            public_keys: Files of the public keys that count; default: those of the workspace.
+
+        Raises:
+            NotFoundError: There is no such file.
+            UsageError: A public key is none.
+            BusyError: Another process is writing; nothing may move while it is looked at.
+        """
+        from sisa import certificate_check, certificate_recheck
+
+        trusted = (
+            certificate_check.public_keys([Path(p) for p in public_keys])
+            if public_keys
+            else self.context.signing.trusted()
+        )
+        with self.context.ledger.writer():
+            return certificate_recheck.verify(self.context, Path(file), trusted)
+
+    def keys(self) -> KeysShown:
+        """Signing keys by their id, and live tombstone epochs."""
+        from sisa import rotation
+
+        return rotation.shown(self.context)
+
+    def rotate_epochs(self, dry_run: bool = False) -> KeysRotated:
+        """Open a tombstone epoch, and destroy those that no backup outlives.
+
+        Args:
+            dry_run: Change nothing and say what would be done.
+
+        Raises:
+            BusyError: Another process is writing.
+        """
+        from sisa import rotation
+
+        return rotation.rotate(self.context, dry_run)
+
+    def rotate_signing_key(self) -> KeysRotated:
+        """Sign certificates with a new key from now on; the old public half is kept.
+
+        Raises:
+            ConfigurationError: There is no signing key, or it comes from the environment.
+            BusyError: Another process is writing.
+        """
+        ledger = self.context.ledger
+        with ledger.writer():
+            old, new = self.context.signing.rotate(lambda _, public: ledger.add_signer(public))
+        signing = self.context.signing
+        return KeysRotated(
+            signing_key=new.key_id,
+            former_signing_key=old.key_id,
+            public_key=str(signing.public_file()),
+            former_public_key=str(signing.public_file(old.key_id)),
+        )
+
+    def doctor(self, held_out: Sequence[PathLike] = ()) -> Diagnosis:
+        """Everything that would break the guarantee, all findings at once.
+
+        Args:
+            held_out: Files that should share no record and no subject with the store.
+
+        Raises:
+            NotFoundError: There is no such file.
+        """
         from sisa import doctor
 
-        return doctor.diagnose(self.context)
+        if isinstance(held_out, (str, Path)):
+            raise UsageError("A single file is given where a list is expected.", "Write [file].")
+        return doctor.diagnose(self.context, held_out=tuple(map(Path, held_out)))
+
+    def report(self, out: PathLike | None = None) -> Report:
+        """What an auditor wants to know; with `out`, also as one HTML page.
+
+        Raises:
+            NotFoundError: There is no folder for the page.
+            DataError: The page cannot be written.
+        """
+        from sisa import report
+
+        return report.report(self.context, None if out is None else Path(out))
 
     def _sources(self) -> list[Path]:
         named = self.context.config.runtime.sources
         if not named:
             raise ConfigurationError("runtime.sources is empty.", "Name the files to ingest.")
         return [Path(_resolve(self.context.folder, source)) for source in named]
-
-    def _prefetch(self) -> None:
-        tracking.prefetch(self.context.config.runtime.tracking)
-
-    def _mirror(self) -> None:
-        """Tell MLflow; if another process is at it, that one does."""
-        c = self.context
-        with suppress(BusyError), c.ledger.messenger():
-            tracking.drain(c.config.runtime.tracking, c.folder, c.ledger, c.store, c.report.warn)
 
 
 def _ids(ids: Ids) -> list[str | int]:
@@ -389,9 +677,35 @@ def _resolve(root: Path, location: str) -> str:
     return location if "://" in location else str(root / location)
 
 
-def _epochs(store: Store, ring: keys.Keyring, ledger: Ledger) -> Epochs:
+def _order(root: Path, store: Store, settled: Config) -> Order:
+    """What a messenger is told of a workspace."""
+    return Order(
+        folder=str(root),
+        store=str(store.root),
+        ledger=settled.runtime.ledger,
+        tracking=settled.runtime.tracking,
+        quorum=settled.runtime.erasure.quorum,
+        import_paths=(str(root),),
+    )
+
+
+def _settle(
+    ledger: Ledger, store: Store, ring: keys.Keyring, report: Reporter, restored: bool
+) -> None:
+    """Have ledger and store agree, and a tombstone epoch open."""
     try:
-        return Epochs.open(store, ring, ledger.tombstone_epochs())
+        try:
+            restore.require_whole(ledger, store)
+        except RestoredError:
+            if not restored:
+                raise
+            with ledger.writer() as lease:
+                report.warn(restore.restore(ledger, store, ring, lease).sentence)
+            restore.require_whole(ledger, store)
+        if not ledger.live_epochs():
+            Epochs.make(store, ring, 1)
+            ledger.open_epoch(1)
+        Epochs.open(store, ring, ledger.live_epochs())
     except OSError as error:
         raise ConfigurationError(
             f"The store {store.root} cannot be written: {error.strerror}.",

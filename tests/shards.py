@@ -148,6 +148,9 @@ class Counted:
 
         return self.executor.run(jobs, counted)
 
+    def close(self) -> None:
+        self.executor.close()
+
 
 @dataclass
 class Bench:

@@ -27,6 +27,7 @@ MARK = "person-zq"
 
 ENVIRONMENT = {
     "SISA__RUNTIME__EXECUTOR__KIND": "process",
+    "SISA__RUNTIME__EXECUTOR__WORKERS": "1",
     "SISA__RUNTIME__TRACKING__URI": "null",
 }
 SHARDS = 3

@@ -134,7 +134,7 @@ def test_a_number_in_the_file_may_be_written_as_yaml_reads_text(folder):
         "recipe.training.momentum=1",
         "recipe.training.seed=-1",
         "recipe.training.seed=9223372036854775808",
-        "recipe.training.schedule=cosine",
+        "recipe.training.schedule=exponential",
         "recipe.training.device=tpu",
         "recipe.partition.shards=0",
         "recipe.partition.slices=10000",
@@ -157,6 +157,11 @@ def test_a_number_in_the_file_may_be_written_as_yaml_reads_text(folder):
         "runtime.erasure.quorum=0",
         "runtime.erasure.quorum=1.5",
         "runtime.erasure.due=soon",
+        "runtime.erasure.due=30s",
+        "runtime.erasure.max_wait=1w",
+        "runtime.erasure.max_wait=10",
+        "runtime.erasure.min_depth=1.1",
+        "runtime.erasure.rollback=later",
         "runtime.executor.kind=cloud",
         "runtime.executor.workers=0",
         "runtime=null",
@@ -306,6 +311,11 @@ TRAINING: dict[str, Any] = {
     "optimizer_params": {"nesterov": True},
     "loss": "mse",
     "schedule": "last_stage_linear",
+    "warmup": 0.1,
+    "last_stage_epochs": 2,
+    "label_smoothing": 0.1,
+    "class_weights": [1, 2],
+    "clip_norm": 1,
     "optimizer_state": "carry",
     "seed": 1,
     "threads": 2,
@@ -321,7 +331,10 @@ CHANGED_DATA: dict[str, Any] = {
     "features": {"a": "float32", "t": "text"},
     "categories": {"t": ["x"]},
     "hash_buckets": 65,
+    "scales": {"features": {"a": "float64[1]", "t": "text"}, "scales": {"a": [0, 1]}},
 }
+WHOLE = {"task", "scales"}
+"""Fields that are changed together with others."""
 
 
 def changed() -> dict[str, dict[str, Any]]:
@@ -330,7 +343,7 @@ def changed() -> dict[str, dict[str, Any]]:
     for section, values in (("training", TRAINING), ("learner", LEARNER), ("partition", PARTITION)):
         found |= {f"{section}.{name}": {section: {name: v}} for name, v in values.items()}
     for name, value in CHANGED_DATA.items():
-        found[f"data.{name}"] = {"data": {**DATA, **(value if name == "task" else {name: value})}}
+        found[f"data.{name}"] = {"data": {**DATA, **(value if name in WHOLE else {name: value})}}
     return found
 
 
@@ -359,6 +372,13 @@ def test_every_field_changes_the_training_digest(name):
 def test_no_two_changes_have_the_same_training_digest():
     found = [recipe(**sections).training_digest("x") for sections in changed().values()]
     assert len(set(found)) == len(found)
+
+
+def test_scales_alone_change_both_digests():
+    data = CHANGED_DATA["scales"]
+    found = [recipe(data={**DATA, **data, "scales": s}) for s in ({}, {"a": [0, 1]}, {"a": [0, 2]})]
+    assert len({r.training_digest("x") for r in found}) == 3
+    assert len({r.layout_digest() for r in found}) == 3
 
 
 def test_aggregation_and_runtime_change_no_digest():

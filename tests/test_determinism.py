@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from fractions import Fraction
@@ -104,17 +105,19 @@ def test_scatter_warns_of_no_overflow():
     ],
 )
 def test_a_stage_takes_its_part_of_the_epochs(epochs, slices, expected):
-    assert stage_epochs(Training(epochs=epochs), slices) == expected
+    for slice_ in (1, slices, slices + 3):
+        assert stage_epochs(Training(epochs=epochs), slices, slice_) == expected
 
 
 @pytest.mark.parametrize("slices", [1, 2, 5, 50])
-def test_all_stages_together_visit_what_unsliced_training_visits(slices):
+@pytest.mark.parametrize("last", [1, 0.25, 3, 7.5])
+def test_all_stages_together_visit_what_unsliced_training_visits(slices, last):
     """Stage r sees r of R equal slices."""
-    total = sum(
-        stage_epochs(Training(epochs=12), slices) * Fraction(r, slices)
-        for r in range(1, slices + 1)
-    )
-    assert total == 12
+    training = Training(epochs=12, last_stage_epochs=last)
+    epochs = [stage_epochs(training, slices, r) for r in range(1, slices + 1)]
+    assert sum(e * Fraction(r, slices) for r, e in enumerate(epochs, 1)) == 12
+    appended = stage_epochs(training, slices, slices + 1)
+    assert {*epochs[:-1], appended} == {epochs[-1] / Fraction(last)}
 
 
 @given(words, st.integers(1, 80), st.integers(1, 30), st.integers(1, 6), st.integers(1, 9))
@@ -139,7 +142,7 @@ def test_samples_are_the_rows_of_all_steps(found, tenths, batch, smallest, slice
 @settings(deadline=None)
 def test_whole_epochs_visit_every_record_once_and_a_partial_one_a_fraction(found, epochs, slices):
     made = plan(found, slices=slices, epochs=epochs, min_batch=1)
-    whole, rest = divmod(stage_epochs(made.training, slices), 1)
+    whole, rest = divmod(stage_epochs(made.training, slices, 1), 1)
     assert len(made.epochs) == whole + (rest > 0)
     for rows in made.epochs[: int(whole)]:
         assert sorted(rows) == list(range(len(found)))
@@ -226,6 +229,19 @@ def rates(made):
     return [s.lr for s in made]
 
 
+def test_the_last_stage_visits_its_multiple_and_an_appended_one_does_not():
+    found = keys_of(400)
+    training = {"epochs": 10, "last_stage_epochs": 4, "batch_size": 10}
+    made = [plan(found, slice_=r, slices=4, **training) for r in range(1, 7)]
+    # e = 2 * 10 / (4 - 1 + 2 * 4) = 20 / 11, and 80 / 11 for stage 4
+    lengths = [[len(e) for e in m.epochs] for m in made]
+    assert [len(some) for some in lengths] == [2, 2, 2, 8, 2, 2]
+    assert all(some[:-1] == [400] * (len(some) - 1) for some in lengths)
+    assert all(abs(some[-1] - 400 * 9 / 11) < 50 for some in lengths[:3])
+    assert abs(lengths[3][-1] - 400 * 3 / 11) < 50
+    assert [m.samples for m in made] == [sum(some) for some in lengths]
+
+
 def test_the_rate_is_constant_unless_told_otherwise():
     made = plan(keys_of(50), slice_=4, slices=4, batch_size=10, lr=0.5)
     assert rates(made) == [0.5] * 20
@@ -242,6 +258,68 @@ def test_the_last_stage_and_appended_ones_decay_linearly(slice_):
 def test_no_stage_before_the_last_decays(slice_):
     made = plan(keys_of(50), slice_=slice_, batch_size=10, lr=0.5, schedule="last_stage_linear")
     assert rates(made) == [0.5] * 20
+
+
+FALLS = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+}
+
+
+@pytest.mark.parametrize("shape", FALLS)
+def test_a_cosine_falls_in_the_last_stage_alone_as_a_line_does(shape):
+    training = {"batch_size": 10, "lr": 0.5, "schedule": f"last_stage_{shape}"}
+    for slice_ in (1, 3):
+        assert rates(plan(keys_of(50), slice_=slice_, **training)) == [0.5] * 20
+    for slice_ in (4, 7):
+        expected = [0.5 * FALLS[shape](n / 20) for n in range(20)]
+        assert rates(plan(keys_of(50), slice_=slice_, **training)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", FALLS)
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_rate_falls_with_the_samples_visited_by_equal_slices(shape, last):
+    """Held against a count of samples, stage by stage, of four slices of ten records each."""
+    training = {"batch_size": 5, "lr": 0.5, "epochs": 10.5, "last_stage_epochs": last}
+    every = [plan(keys_of(10 * r), slice_=r, schedule=shape, **training) for r in (1, 2, 3, 4)]
+    epochs = [10.5 * 2 / (3 + 2 * last) * (1 if r < 4 else last) for r in (1, 2, 3, 4)]
+    visited = 0.0
+    for r, made in enumerate(every, 1):
+        own = epochs[r - 1] * 10 * r
+        expected = [
+            0.5 * FALLS[shape]((visited + own * n / made.steps) / (10.5 * 40))
+            for n in range(made.steps)
+        ]
+        assert rates(made) == pytest.approx(expected)
+        visited += own
+    assert visited == pytest.approx(10.5 * 40)
+    last_rates = rates(every[-1])
+    appended = plan(keys_of(40), slice_=6, schedule=shape, **training)
+    assert rates(appended)[0] == last_rates[0] and 0 < rates(appended)[-1] < last_rates[0]
+
+
+def test_one_slice_falls_over_all_of_its_steps():
+    whole = plan(keys_of(50), slices=1, epochs=4, batch_size=10, lr=0.5, schedule="linear")
+    assert rates(whole) == pytest.approx([0.5 * (1 - n / 20) for n in range(20)])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "last_stage_linear", "cosine"])
+def test_the_rate_rises_over_the_first_steps_of_every_stage(schedule):
+    for slice_ in (1, 4):
+        training = {"slice_": slice_, "batch_size": 10, "schedule": schedule}
+        flat = rates(plan(keys_of(50), **training))
+        risen = rates(plan(keys_of(50), warmup=0.25, **training))
+        factors = [min(1, (n + 1) / 5) for n in range(20)]
+        assert risen == pytest.approx([f * r for f, r in zip(factors, flat, strict=True)])
+        assert risen[4:] == flat[4:]
+
+
+def test_no_rate_depends_on_the_sizes_of_other_slices():
+    """Only on the fraction of the stage's own steps."""
+    few, many = (
+        plan(keys_of(n), slice_=2, batch_size=10, schedule="cosine", warmup=0.5) for n in (50, 100)
+    )
+    assert rates(many)[::2][10:] == pytest.approx(rates(few)[10:])
 
 
 def test_seeds_differ_by_every_argument():

@@ -6,6 +6,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def bench(shared: Path, tmp_path: Path) -> Bench:
 def expected(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Digests]:
     """What one child process makes of each recipe."""
     bench = Bench(shared, tmp_path_factory.mktemp("expected"))
-    return {name: bench.train(ProcessExecutor(1), r) for name, r in LEARNERS.items()}
+    with closing(ProcessExecutor(1)) as executor:
+        return {name: bench.train(executor, r) for name, r in LEARNERS.items()}
 
 
 @pytest.fixture(params=["process", pytest.param("ray", marks=pytest.mark.ray)])
@@ -56,7 +58,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     if request.param == "ray":
         request.getfixturevalue("local_ray")
     before = torch.get_num_threads(), environment()
-    yield on_ray if request.param == "ray" else lambda workers, cpus=1: ProcessExecutor(workers)
+    with ExitStack() as stack:
+        kind = (
+            on_ray if request.param == "ray" else lambda workers, cpus=1: ProcessExecutor(workers)
+        )
+        yield lambda *size: stack.enter_context(closing(kind(*size)))
     assert (torch.get_num_threads(), environment()) == before
 
 
@@ -135,6 +141,28 @@ def test_a_run_uses_the_users_code_as_it_is_now(make: Make, bench: Bench) -> Non
     module.write_text(module.read_text().replace("version is one", "version is two!"))
     with pytest.raises(ConfigurationError, match=r"the version is two"):
         bench.train(make(1), recipe("acting:tell"), shards=1)
+
+
+def test_children_are_kept_for_the_next_run_of_the_same_code(bench: Bench) -> None:
+    module = bench.code / "acting.py"
+    with closing(ProcessExecutor(2)) as executor:
+        first = bench.train(executor, recipe("acting:Model"))
+        crew = children(executor)
+        assert len(crew) == 2
+        assert bench.train(executor, recipe("acting:Model")) == first
+        assert children(executor) == crew
+        module.write_text(
+            module.read_text().replace("self.linear(batch)", "2 * self.linear(batch)")
+        )
+        assert bench.train(executor, recipe("acting:Model")) != first
+        assert not children(executor) & crew
+    assert not children(executor)
+
+
+def children(executor: ProcessExecutor) -> set[int]:
+    """Ids of the processes that live."""
+    found = (worker._process for worker in executor._crew)
+    return {p.pid for p in found if p is not None and p.poll() is None}
 
 
 def test_an_interrupted_run_leaves_nothing_running(make: Make, bench: Bench) -> None:

@@ -18,7 +18,14 @@ PACKAGES = ("data_index", "sisa", "cluster")
 HEAVY = ("torch", "ray", "mlflow")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LOADS_CLUSTER = ("sisa/workspace.py", "sisa/cli.py")
-IMPORTS_MLFLOW = ("sisa/tracking.py", "sisa/pyfunc.py")
+IMPORTS_MLFLOW = (
+    "sisa/tracking.py",
+    "sisa/mirror_artefacts.py",
+    "sisa/mirror_rows.py",
+    "sisa/mlflow_model.py",
+    "sisa/pyfunc.py",
+    "sisa/approximate/mirror.py",
+)
 
 each_file = pytest.mark.parametrize(
     "path", [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in FILES]
@@ -163,7 +170,7 @@ def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
     assert not [found for found in imports_of(path) if found.top in refused]
 
 
-@pytest.mark.parametrize("module", ["sisa", "sisa.stage", "sisa.build"])
+@pytest.mark.parametrize("module", ["sisa", "sisa.stage", "sisa.build", "sisa.residue"])
 def test_torch_waits_until_a_stage_is_trained(module: str) -> None:
     assert "torch" not in loaded_by(f"import {module}")
 
@@ -177,11 +184,14 @@ def test_the_data_index_loads_nothing_heavy() -> None:
     assert not loaded_by(f"import {', '.join(modules)}") & {*HEAVY, "sisa", "cluster"}
 
 
-def test_help_loads_nothing_heavy() -> None:
-    code = """
+@pytest.mark.parametrize(
+    "words", ["--help", "unlearn --help", "unlearn npo --help", "unlearn list"]
+)
+def test_help_loads_nothing_heavy(words: str) -> None:
+    code = f"""
 import sys
 from sisa.cli import main
-sys.argv = ["sisa", "--help"]
+sys.argv = ["sisa", *{words.split()}]
 try:
     code = main()
 except SystemExit as stop:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sisa.learners.registry import code_digest, find_in, load
+from sisa.learners.registry import code_digest, code_place, find_in, load
 
-__all__ = ["code_digest", "find_in", "load"]
+__all__ = ["code_digest", "code_place", "find_in", "load"]

@@ -5,7 +5,8 @@ Columns, in this order:
 1. scalar numbers, standardised, in name order;
 2. their null indicators, 1 where null;
 3. text features in name order, each one-hot over its buckets (null, declared values, hashed ones);
-4. arrays in name order: `uint8` as x / 255, every other type standardised element by element.
+4. arrays in name order: (x - mean) / deviation where the recipe declares these two constants, else
+   `uint8` as x / 255, else standardised element by element.
 
 What is estimated from data is estimated by each stage over its own records and lives in the state.
 """
@@ -20,20 +21,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_index.schema import Feature
 from sisa.learners.records import Encoding, Records, Standardiser
 
 MEAN = "standardiser.mean"
 DEVIATION = "standardiser.deviation"
 TARGET = "standardiser.target"
 
-UINT8_SCALE = 1 / 255
-"""A public constant, so that images need no estimate."""
+UINT8 = (0.0, 255.0)
+"""Mean and deviation of bytes without declared ones: public constants, so that images need no
+estimate."""
 
 CHUNK = 8192
 """Rows predicted at once."""
 
-Block = npt.NDArray[Any]
+Values = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Adjacent columns of the design matrix of n records.
+
+    Attributes:
+        values: C-ordered and writable, [n, width].
+        scale: None where the values are final. Else they are uint8, which take a byte each until a
+            batch is cast, and become (x - mean) * factor.
+    """
+
+    values: Values
+    scale: tuple[float, float] | None = None
 
 
 def inputs(encoding: Encoding) -> int:
@@ -47,7 +64,7 @@ class Scales:
     """What one stage estimated.
 
     Attributes:
-        columns: Of scalar numbers, then of the elements of arrays other than uint8; [k].
+        columns: Of scalar numbers, then of the elements of arrays that are estimated; [k].
         target: Of the target of a regression, [1]; None for a classification.
     """
 
@@ -58,7 +75,7 @@ class Scales:
     def unit(cls, encoding: Encoding) -> Scales:
         """Before any stage: nothing is moved or scaled."""
         arrays = encoding.features("array")
-        estimated = sum(f.size for f in arrays if f.dtype != np.uint8)
+        estimated = sum(f.size for f in arrays if _constants(encoding, f) is None)
         columns = _unit(len(encoding.features("number")) + estimated)
         return cls(columns, _unit(1) if encoding.classes is None else None)
 
@@ -69,8 +86,10 @@ class Scales:
         A regression's target is standardised too: otherwise a learning rate would have to fit the
         unit in which it is measured.
         """
-        estimated = [records.numbers, *(a for a in records.arrays if a.dtype != np.uint8)]
-        columns = Standardiser.fit(np.concatenate(estimated, axis=1, dtype=np.float64))
+        features = zip(encoding.features("array"), records.arrays, strict=True)
+        arrays = [array for feature, array in features if _constants(encoding, feature) is None]
+        estimated = np.concatenate([records.numbers, *arrays], axis=1, dtype=np.float64)
+        columns = Standardiser.fit(estimated)
         if encoding.classes is not None:
             return cls(columns, None)
         return cls(columns, Standardiser.fit(np.array([records.target]).T))
@@ -115,24 +134,28 @@ def blocks(
         dtype: Of the blocks that are not uint8.
 
     Returns:
-        Writable C-ordered arrays [n, width], in column order: uint8 values not yet scaled, so that
-        they take a byte each until a batch is cast, all others final.
+        Blocks in column order.
     """
-    parts = [_scaled(records.numbers, scales, 0), np.isnan(records.numbers)]
+    parts = [Block(_scaled(records.numbers, scales, 0)), Block(np.isnan(records.numbers))]
     parts += [
-        _one_hot(records.codes[:, i], width, dtype) for i, width in enumerate(encoding.text_widths)
+        Block(_one_hot(records.codes[:, i], width, dtype))
+        for i, width in enumerate(encoding.text_widths)
     ]
     at = records.numbers.shape[1]
-    for array in records.arrays:
-        if array.dtype == np.uint8:
-            parts.append(array)
+    for feature, array in zip(encoding.features("array"), records.arrays, strict=True):
+        constants = _constants(encoding, feature)
+        if constants is None:
+            parts.append(Block(_scaled(array, scales, at)))
+            at += feature.size
+        elif feature.dtype == np.uint8:
+            parts.append(Block(array, (constants[0], 1 / constants[1])))
         else:
-            parts.append(_scaled(array, scales, at))
-            at += array.shape[1]
-    parts = [part for part in parts if part.shape[1]]
+            mean, deviation = np.array([constants]).T
+            parts.append(Block(Standardiser(mean, deviation).apply(array)))
+    parts = [part for part in parts if part.values.shape[1]]
     return tuple(
-        _joined(list(group), np.uint8 if raw else dtype)
-        for raw, group in groupby(parts, lambda part: part.dtype == np.uint8)
+        Block(_joined([part.values for part in group], np.uint8 if scale else dtype), scale)
+        for scale, group in groupby(parts, lambda part: part.scale)
     )
 
 
@@ -154,22 +177,27 @@ def predicted(encoding: Encoding, records: Records, predict: Callable[[Records],
     return np.concatenate([predict(records.take(chunk)) for chunk in rows])
 
 
+def _constants(encoding: Encoding, feature: Feature) -> tuple[float, float] | None:
+    """Mean and deviation of an array feature that are not estimated; None where they are."""
+    return encoding.scales.get(feature.name, UINT8 if feature.dtype == np.uint8 else None)
+
+
 def _unit(size: int) -> Standardiser:
     return Standardiser(np.zeros(size), np.ones(size))
 
 
-def _scaled(values: Block, scales: Scales, at: int) -> Block:
+def _scaled(values: Values, scales: Scales, at: int) -> Values:
     own = slice(at, at + values.shape[1])
     return Standardiser(scales.columns.mean[own], scales.columns.deviation[own]).apply(values)
 
 
-def _one_hot(codes: npt.NDArray[np.int64], width: int, dtype: npt.DTypeLike) -> Block:
+def _one_hot(codes: npt.NDArray[np.int64], width: int, dtype: npt.DTypeLike) -> Values:
     hot = np.zeros((len(codes), width), dtype=dtype)
     hot[np.arange(len(codes)), codes] = 1
     return hot
 
 
-def _joined(parts: list[Block], dtype: npt.DTypeLike) -> Block:
+def _joined(parts: list[Values], dtype: npt.DTypeLike) -> Values:
     if len(parts) == 1:
         return np.require(parts[0], dtype=dtype, requirements=["C", "W"])
     return np.concatenate(parts, axis=1, dtype=dtype, casting="same_kind")

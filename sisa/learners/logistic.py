@@ -2,12 +2,14 @@
 
 Minibatch SGD with momentum and weight decay in float64, with torch's formulas:
 
-    g = gradient of the batch's mean loss + weight_decay * w;  v = momentum * v + g;  w -= lr * v
+    g = gradient of the batch's mean loss, clipped, + weight_decay * w
+    v = momentum * v + g;  w -= lr * v
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,9 @@ from sisa.learners import design
 from sisa.learners.design import Floats, Scales
 from sisa.learners.protocol import Advanced, State
 from sisa.learners.records import Encoding, Records
+
+Loss = Callable[[Floats, npt.NDArray[Any]], tuple[float, Floats]]
+"""Summed loss of a batch by its logits or values and its target, and the gradient of the mean."""
 
 
 def load(recipe: Recipe) -> LogisticLearner:
@@ -94,12 +99,11 @@ class LogisticLearner:
     ) -> float:
         """Take the steps in place; the mean loss over samples."""
         training, total = self.training, 0.0
+        loss_of = _squared if fit.single else _loss(training)
         for step in plan:
             x, y = _batch(matrix, step.rows), target[step.rows]
-            output = x @ fit.weight + fit.bias
-            loss, delta = _squared(output, y) if fit.single else _cross_entropy(output, y)
+            loss, delta = loss_of(x @ fit.weight + fit.bias, y)
             total += loss
-            delta /= len(y)
             fit.step(x.T @ delta, delta.sum(axis=0), step.lr, training)
         return total / plan.samples
 
@@ -145,6 +149,11 @@ class _Fit:
 
     def step(self, weight: Floats, bias: Floats, lr: float, training: Training) -> None:
         """One step along gradients of the shapes of weight and bias, which are used up."""
+        if training.clip_norm is not None:
+            norm = math.sqrt(float(np.square(weight).sum() + np.square(bias).sum()))
+            # torch's formula: torch.nn.utils.clip_grad_norm_
+            share = min(training.clip_norm / (norm + 1e-6), 1.0)
+            weight, bias = weight * share, bias * share
         for value, momentum, gradient in (
             (self.weight, self.weight_momentum, weight),
             (self.bias, self.bias_momentum, bias),
@@ -172,15 +181,29 @@ class _Fit:
 
 def _batch(matrix: tuple[design.Block, ...], rows: npt.NDArray[np.int64]) -> Floats:
     """Rows of the design matrix, float64 [b, inputs]."""
-    parts = [
-        block[rows] * design.UINT8_SCALE if block.dtype == np.uint8 else block[rows]
-        for block in matrix
-    ]
+    parts = [_final(block.values[rows], block.scale) for block in matrix]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
+def _final(values: npt.NDArray[Any], scale: tuple[float, float] | None) -> Floats:
+    if scale is None:
+        return values
+    mean, factor = scale
+    return (values - mean if mean else values) * factor
+
+
+def _loss(training: Training) -> Loss:
+    """The cross-entropy that a recipe asks for."""
+    if not (training.label_smoothing or training.class_weights):
+        return _cross_entropy
+    weights = np.array(training.class_weights) if training.class_weights else None
+    return lambda logits, target: _soft_cross_entropy(
+        logits, target, training.label_smoothing, weights
+    )
+
+
 def _cross_entropy(logits: Floats, target: npt.NDArray[Any]) -> tuple[float, Floats]:
-    """Summed loss, and its gradient by the logits [b, classes]: softmax minus one-hot."""
+    """Summed loss, and the gradient of its mean by the logits [b, classes]: softmax - one-hot."""
     logits -= logits.max(axis=1, keepdims=True)
     rows = np.arange(len(target))
     chosen = logits[rows, target]
@@ -189,10 +212,33 @@ def _cross_entropy(logits: Floats, target: npt.NDArray[Any]) -> tuple[float, Flo
     loss = float((np.log(sums) - chosen).sum())
     logits /= sums[:, None]
     logits[rows, target] -= 1
+    logits /= len(target)
     return loss, logits
 
 
+def _soft_cross_entropy(
+    logits: Floats, target: npt.NDArray[Any], smoothing: float, weights: Floats | None
+) -> tuple[float, Floats]:
+    """The same with label smoothing and class weights, as torch.nn.functional.cross_entropy has it.
+
+    With t = (1 - smoothing) * one-hot + smoothing / classes, the mean loss of a batch is the sum of
+    -t * w * log softmax over rows and classes, by the sum of the targets' weights w.
+    """
+    classes = logits.shape[1]
+    wanted = np.full(logits.shape, smoothing / classes)
+    wanted[np.arange(len(target)), target] += 1 - smoothing
+    total = float(len(target))
+    if weights is not None:
+        wanted *= weights
+        total = float(weights[target].sum())
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    loss = -float((wanted * logits).sum()) / total * len(target)
+    delta = (np.exp(logits) * wanted.sum(axis=1, keepdims=True) - wanted) / total
+    return loss, delta
+
+
 def _squared(output: Floats, target: npt.NDArray[Any]) -> tuple[float, Floats]:
-    """Summed squared error, and its gradient by the output [b, 1]."""
+    """Summed squared error, and the gradient of its mean by the output [b, 1]."""
     error = output - target[:, None]
-    return float((error * error).sum()), 2 * error
+    return float((error * error).sum()), 2 * error / len(target)

@@ -17,7 +17,7 @@ def load(recipe: Recipe) -> TorchLearner:
     Raises:
         ConfigurationError: Torch has no such optimizer or loss.
     """
-    return TorchLearner.of(recipe, factory)
+    return TorchLearner.of(recipe, factory, direct=True)
 
 
 def factory(

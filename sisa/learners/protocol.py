@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ from sisa.learners.records import Records
 
 State = Mapping[str, npt.NDArray[Any]]
 """Everything a stage hands to the next, and all that predicting needs, by name."""
+
+Predict = Callable[[Records], npt.NDArray[np.float64]]
+"""Class probabilities float64 [n, classes], or values float64 [n], of n records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +69,19 @@ class Learner(Protocol):
             Class probabilities float64 [n, classes], or values float64 [n] of a regression.
         """
         ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A learner that has something to build from a state before it can predict."""
+
+    def prepare(self, state: State) -> Predict:
+        """Build it once; every call of the outcome gives what `Learner.predict` gives."""
+        ...
+
+
+def predictor(learner: Learner, state: State) -> Predict:
+    """What a state predicts, ready to be asked many times."""
+    if isinstance(learner, Prepares):
+        return learner.prepare(state)
+    return partial(learner.predict, state)

@@ -64,16 +64,18 @@ class Encoding:
         columns: What the recipe declares.
         categories: Declared values of text features by name, in their order.
         buckets: Buckets for text that is not declared.
+        scales: Declared mean and deviation of array features by name.
     """
 
     columns: Columns
     categories: Mapping[str, tuple[str, ...]]
     buckets: int
+    scales: Mapping[str, tuple[float, float]]
 
     @classmethod
     def of(cls, data: Data) -> Encoding:
         """From the recipe's section."""
-        return cls(data.columns(), data.categories, data.hash_buckets)
+        return cls(data.columns(), data.categories, data.hash_buckets, data.scales)
 
     @property
     def classes(self) -> int | None:

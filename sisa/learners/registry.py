@@ -6,9 +6,9 @@ import importlib
 
 from sisa.config import BUILT_IN, Recipe
 from sisa.learners.protocol import Learner
-from sisa.learners.user_code import code_digest, find_in, resolve
+from sisa.learners.user_code import code_digest, code_place, find_in, resolve
 
-__all__ = ["code_digest", "find_in", "load"]
+__all__ = ["code_digest", "code_place", "find_in", "load"]
 
 
 def load(recipe: Recipe) -> Learner:

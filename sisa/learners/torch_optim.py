@@ -7,7 +7,8 @@ The variant decides bits, so it is fixed: fused where the class has one on a CPU
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,50 @@ def make(training: Training, parameters: Named, state: Arrays) -> Optimizer:
             owner, _, key = name.removeprefix(PREFIX).rpartition(".")
             optimizer.state[parameters[owner]][key] = torch.from_numpy(np.array(array))
     return optimizer
+
+
+def stepper(optimizer: Optimizer, in_place: bool = False) -> Callable[[float], None]:
+    """What takes one step at a learning rate along the gradients that are there, without a graph.
+
+    Fused SGD calls its kernel: at small batches `Optimizer.step` takes longer than the kernel.
+
+    Args:
+        optimizer: The optimizer.
+        in_place: Whether all gradients are there by now and are always written to where they are.
+    """
+    (group,) = optimizer.param_groups
+    if isinstance(optimizer, torch.optim.SGD) and group["fused"]:
+        return _fused_sgd(optimizer, group, in_place)
+
+    def step(lr: float) -> None:
+        group["lr"] = lr
+        optimizer.step()
+
+    return step
+
+
+def _fused_sgd(
+    optimizer: Optimizer, group: dict[str, Any], in_place: bool
+) -> Callable[[float], None]:
+    settings = {k: group[k] for k in ("weight_decay", "momentum", "dampening", "nesterov")}
+    settings |= {"maximize": group["maximize"], "is_first_step": False}
+    parameters = group["params"]
+    momenta = [optimizer.state[p]["momentum_buffer"] for p in parameters if settings["momentum"]]
+
+    if in_place:
+        fixed = [p.grad for p in parameters]
+        return lambda lr: torch._fused_sgd_(parameters, fixed, momenta, lr=lr, **settings)
+
+    def step(lr: float) -> None:
+        gradients = [p.grad for p in parameters]
+        there = [g is not None for g in gradients]
+        if all(there):
+            torch._fused_sgd_(parameters, gradients, momenta, lr=lr, **settings)
+        elif any(there):
+            some = [list(compress(v, there)) for v in (parameters, gradients, momenta)]
+            torch._fused_sgd_(*some, lr=lr, **settings)
+
+    return step
 
 
 def arrays(optimizer: Optimizer, parameters: Named) -> dict[str, torch.Tensor]:

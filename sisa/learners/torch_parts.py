@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,35 @@ def isolated(seed: int) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[]):
         try:
-            random.seed(seed)
-            np.random.seed(seed & 0xFFFFFFFF)
-            torch.default_generator.manual_seed(seed)
+            seed_all(seed)
             torch.use_deterministic_algorithms(True)
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Let new tensors stay as they are: deterministic torch fills them, in case one is read so.
+
+    Only for code that is known to write before it reads.
+    """
+    setting: Any = torch.utils.deterministic
+    before = setting.fill_uninitialized_memory
+    setting.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        setting.fill_uninitialized_memory = before
+
+
+def seed_all(seed: int) -> None:
+    """Put every global generator under one seed, under 2**63; only within `isolated`."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
 
 
 def loss_function(training: Training, classes: int | None) -> Loss:
@@ -68,7 +89,24 @@ def loss_function(training: Training, classes: int | None) -> Loss:
             f"There is no loss {name!r}.", f"Use one of {', '.join(sorted(known))}."
         )
     found: Loss = known[name]
+    if training.class_weights or training.label_smoothing:
+        found = _soft_cross_entropy(training)
     return found if classes else lambda output, target: found(output[:, 0], target)
+
+
+def class_weights(training: Training) -> Tensor | None:
+    """Declared weights of the classes, float32 [classes], if there are any."""
+    declared = training.class_weights
+    return torch.tensor(declared, dtype=torch.float32) if declared else None
+
+
+def _soft_cross_entropy(training: Training) -> Loss:
+    """Cross-entropy with label smoothing and class weights."""
+    return partial(
+        nn.functional.cross_entropy,
+        weight=class_weights(training),
+        label_smoothing=training.label_smoothing,
+    )
 
 
 def to_arrays(tensors: Mapping[str, Any], name: str) -> dict[str, npt.NDArray[Any]]:

@@ -98,6 +98,22 @@ def code_digest(factory: str) -> str:
     return _digest(files)
 
 
+def code_place(factory: str) -> Path:
+    """The file, or the folder, of a factory's top-level module.
+
+    Raises:
+        ConfigurationError: It cannot be found or has no source.
+    """
+    spec = _find(factory.partition(":")[0].partition(".")[0], factory)
+    for folder in spec.submodule_search_locations or ():
+        return Path(folder)
+    if not spec.origin:
+        raise ConfigurationError(
+            f"The factory {factory} has no source files.", "Name a factory of a Python module."
+        )
+    return Path(spec.origin)
+
+
 def _find(top: str, factory: str) -> ModuleSpec:
     importlib.invalidate_caches()
     # Not `importlib.util.find_spec`: that answers with what is loaded, not with what is there.

@@ -81,10 +81,14 @@ class Index:
         pq.write_table(table, path, row_group_size=rows)
         return path
 
-    def ingest(self, *tables: pa.Table | Path, meets: Callable[[Keys], Any] = nobody) -> Ingested:
+    def ingest(
+        self, *tables: pa.Table | Path, meets: Callable[[Keys], Any] = nobody, **how: bool
+    ) -> Ingested:
         """Take tables in with one call; an error changes nothing."""
         paths = [t if isinstance(t, Path) else self.write(t) for t in tables]
-        done = ingest(self.store, self.ring, self.columns, self.grid, self.dataset, paths, meets)
+        done = ingest(
+            self.store, self.ring, self.columns, self.grid, self.dataset, paths, meets, **how
+        )
         self.dataset = done.dataset
         return done
 

@@ -112,8 +112,8 @@ def test_many_small_runs_give_the_files_of_one(index, make_index, source, monkey
     monkeypatch.setattr(sources, "BATCH_ROWS", 17)
     other = make_index()
     spills = []
-    whole_spill = ingestion._Runs.spill
-    monkeypatch.setattr(ingestion._Runs, "spill", lambda r: (spills.append(1), whole_spill(r)))
+    whole_spill = ingestion._spill
+    monkeypatch.setattr(ingestion, "_spill", lambda *a: (spills.append(1), whole_spill(*a)))
     other.ingest(source(150))
     second = other.ingest(source(150, start=140))
     assert len(spills) >= 10 and len(lineage.bounds(300)) > 5

@@ -19,7 +19,7 @@ from data_index import keys, leases, ledger, requests
 from data_index.errors import BusyError, ConfigurationError, MovedOnError
 from data_index.ledger import Ledger
 from data_index.lineage import Selection
-from data_index.storage import FileRef
+from data_index.storage import FileRef, sha256
 
 URL = "sqlite:///ledger.db"
 RING = keys.derive(bytes(range(32)))
@@ -63,7 +63,8 @@ def accept(book, named):
     drafted = requests.draft(book.clock(), timedelta(days=30))
     drafted = replace(drafted, records=3, places=((0, 2), (4, 1)))
     with book.write() as connection:
-        return requests.add(connection, drafted, named, stones, 1, book.clock())
+        drafts = [requests.Draft(drafted, named, stones)]
+        return requests.add(connection, drafts, 1, book.clock())[0]
 
 
 ALICE = Selection(subject_keys("alice"), keys.empty())
@@ -76,7 +77,7 @@ def test_a_new_ledger_is_empty(book):
     assert book.tombstones().shape == (0, 16)
     assert book.certificate_head() is None
     pending = book.pending()
-    assert (pending.sequence, pending.requests, bool(pending.gone)) == (0, (), False)
+    assert (pending.version, pending.requests, bool(pending.gone)) == (0, (), False)
 
 
 def test_an_accepted_request_is_pending_until_it_is_certified(book, tmp_path):
@@ -92,19 +93,19 @@ def test_an_accepted_request_is_pending_until_it_is_certified(book, tmp_path):
     again = Ledger(URL, tmp_path)
     pending = again.pending()
     assert pending.requests == (first, second) == tuple(again.requests())
-    assert pending.sequence == 2
+    assert pending.version == 2
     assert pending.gone.subjects.tobytes() == ALICE.subjects.tobytes()
     assert sorted(map(bytes, pending.gone.records)) == sorted(map(bytes, BOB.records))
     with again.writer() as lease:
         again.set_status([first.id], "published", lease)
     assert len(again.pending().requests) == 2
     with again.writer() as lease:
-        again.certify(first.id, FILE, lease)
+        again.certify(first.id, FILE.path, b"certificate", lease)
     pending = again.pending()
     assert [r.id for r in pending.requests] == [second.id]
     assert len(pending.gone.subjects) == 0 and len(pending.gone.records) == 2
-    assert pending.sequence == 2
-    assert again.certificate_head() == FILE.sha256
+    assert pending.version == 2
+    assert again.certificate_head() == sha256(b"certificate")
     assert again.requests()[0].certificate == FILE.path
     assert [what for _, what in again.events(first.id)] == ["accepted", "published", "certified"]
     again.close()
@@ -113,17 +114,18 @@ def test_an_accepted_request_is_pending_until_it_is_certified(book, tmp_path):
 def test_tombstones_outlive_the_certificate_and_lead_to_it(book):
     request = accept(book, ALICE)
     with book.writer() as lease:
-        book.certify(request.id, FILE, lease)
+        book.certify(request.id, FILE.path, b"certificate", lease)
     stone = book.tombstones()
     assert stone.tobytes() == ALICE.subjects[:, ::-1].tobytes()
-    assert book.request_of(stone[0].tobytes()).id == request.id
-    assert book.request_of(bytes(16)) is None
+    assert book.requests_of(stone)[stone[0].tobytes()].id == request.id
+    assert book.requests_of(np.zeros((1, 16), np.uint8)) == {}
 
 
 def test_a_failed_acceptance_leaves_nothing(book):
     with pytest.raises(RuntimeError), book.write() as connection:
         drafted = requests.draft(book.clock(), timedelta(1))
-        requests.add(connection, drafted, ALICE, ALICE.subjects, 1, book.clock())
+        drafts = [requests.Draft(drafted, ALICE, ALICE.subjects)]
+        requests.add(connection, drafts, 1, book.clock())
         raise RuntimeError
     assert book.requests() == [] and len(book.tombstones()) == 0 and not book.pending().gone
 
@@ -140,7 +142,7 @@ def test_certifying_destroys_the_pseudonyms_in_the_files(book, tmp_path):
     before = ledger_bytes(tmp_path)
     assert all(key in before for key in everything)
     with book.writer() as lease:
-        book.certify(request.id, FILE, lease)
+        book.certify(request.id, FILE.path, b"certificate", lease)
     assert book.compact()
     after = ledger_bytes(tmp_path)  # while the database is open
     assert not any(key in after for key in everything)
@@ -154,11 +156,87 @@ def test_compacting_tells_when_a_reader_keeps_the_log(book, tmp_path):
     with other.read() as connection:
         assert requests.pending(connection).requests
         with book.writer() as lease:
-            book.certify(request.id, FILE, lease)
+            book.certify(request.id, FILE.path, b"certificate", lease)
         assert not book.compact()
     assert book.compact()
     assert ALICE.subjects.tobytes() not in ledger_bytes(tmp_path)
     other.close()
+
+
+def submitted(book, *wanted):
+    """Enter requests of a status each, over what they name, in one call."""
+    drafts = []
+    for status, named in wanted:
+        drafted = replace(requests.draft(book.clock(), timedelta(days=30)), status=status)
+        stones = np.concatenate([named.subjects, named.records])[:, ::-1]
+        drafts.append(requests.Draft(drafted, named, stones))
+    with book.write() as connection:
+        return requests.add(connection, drafts, 1, book.clock())
+
+
+def taken_back(book, request_id):
+    with book.write() as connection:
+        return requests.cancel(connection, request_id, "cancelled", "withdrawn", book.clock())
+
+
+def test_what_is_noted_alters_no_requests(book):
+    (first,) = submitted(book, ("accepted", ALICE))
+    version = book.pending().version
+    nobody = Selection.nothing()
+    entered = submitted(book, ("not_found", nobody), ("duplicate", ALICE))
+    assert [r.sequence for r in entered] == [2, 3]
+    assert book.pending().version == version
+    assert book.pending().requests == (first,)
+    submitted(book, ("not_found", nobody), ("accepted", BOB))
+    assert book.pending().version > version
+
+
+def test_a_commit_may_mind_some_changes_only(book):
+    (first,) = submitted(book, ("accepted", ALICE))
+    version = book.pending().version
+    submitted(book, ("accepted", BOB))
+    with book.writer() as lease:
+        with pytest.raises(MovedOnError):
+            book.commit_dataset(FILE, lease, version)
+        book.commit_dataset(FILE, lease, version, ("held",))
+        with book.write() as connection:
+            requests.hold(connection, first.id, "court order", book.clock())
+        with pytest.raises(MovedOnError):
+            book.commit_dataset(OTHER, lease, version, ("held",))
+    assert book.dataset() == FILE
+    assert book.pending().held.subjects.tobytes() == ALICE.subjects.tobytes()
+    assert len(book.pending().held.records) == 0
+
+
+def test_a_tombstone_stands_as_long_as_a_request_that_made_it(book):
+    both = Selection(ALICE.subjects, BOB.records)
+    first, second = submitted(book, ("accepted", ALICE), ("accepted", both))
+    assert len(book.tombstones()) == 3
+    assert taken_back(book, first.id) == ()
+    assert len(book.tombstones()) == 3 and len(book.pending().gone.subjects) == 1
+    assert taken_back(book, second.id) == ()
+    assert len(book.tombstones()) == 0 and not book.pending().gone
+
+
+def test_certifying_destroys_the_pseudonyms_in_duplicates_too(book, tmp_path):
+    both = Selection(ALICE.subjects, BOB.records)
+    first, _, copy = submitted(book, ("accepted", ALICE), ("accepted", BOB), ("duplicate", both))
+    with book.writer() as lease:
+        book.certify(first.id, FILE.path, b"certificate", lease)
+    assert len(book.pending().gone.subjects) == 0
+    assert len(book.pending().named_by({copy.id}).records) == 2, "the other one may be cancelled"
+    assert book.compact() and ALICE.subjects.tobytes() not in ledger_bytes(tmp_path)
+
+
+def test_requests_are_found_by_either_id(book):
+    drafted = replace(requests.draft(book.clock(), timedelta(1)), external_id="T-1")
+    with book.write() as connection:
+        (made,) = requests.add(
+            connection, [requests.Draft(drafted, ALICE, ALICE.subjects)], 1, book.clock()
+        )
+        assert requests.of_external(connection, [*map(str, range(30_000)), "T-1"]) == {"T-1": made}
+    assert book.request(made.id) == book.request("T-1") == made
+    assert book.request("T-2") is None
 
 
 def test_another_format_version_is_refused(book, tmp_path):
@@ -216,15 +294,15 @@ def test_generations_are_numbered_and_mirrored(book):
 
 
 def test_publishing_is_refused_when_a_request_came_in(book):
-    sequence = book.pending().sequence
+    sequence = book.pending().version
     with book.writer() as lease:
         request = accept(book, ALICE)
-        with pytest.raises(MovedOnError, match="came in during the build"):
+        with pytest.raises(MovedOnError, match="changed during the build"):
             book.publish(FILE, "d1", "train", sequence, lease)
         assert book.generations() == [] and book.outbox() == []
-        assert book.publish(FILE, "d1", "train", request.sequence, lease) == 1
-        book.certify(request.id, FILE, lease)
-        assert book.publish(OTHER, "d2", "train", request.sequence, lease) == 2
+        assert book.publish(FILE, "d1", "train", book.pending().version, lease) == 1
+        book.certify(request.id, FILE.path, b"certificate", lease)
+        assert book.publish(OTHER, "d2", "train", book.pending().version, lease) == 2
 
 
 def test_the_data_set_pointer_moves(book):
@@ -257,7 +335,7 @@ def test_one_who_lost_the_lease_commits_nothing(book, tmp_path, clock):
             for late in (
                 lambda: book.commit_dataset(FILE, lost),
                 lambda: book.publish(FILE, "d", "late", 1, lost),
-                lambda: book.certify(request.id, FILE, lost),
+                lambda: book.certify(request.id, FILE.path, b"late", lost),
             ):
                 with pytest.raises(BusyError, match="taken over"):
                     late()
@@ -284,10 +362,10 @@ def test_one_who_lost_the_lease_does_not_give_it_back_for_the_other(book, tmp_pa
 
 
 def test_a_lease_is_renewed_while_it_is_held(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(leases, "LIFE", timedelta(seconds=0.3))
+    monkeypatch.setattr(leases, "LIFE", timedelta(seconds=1.2))
     book, other = (Ledger(URL, tmp_path) for _ in range(2))
     with book.writer() as lease:
-        end = time.monotonic() + 1.2
+        end = time.monotonic() + 3
         while time.monotonic() < end:
             with pytest.raises(BusyError), other.writer():
                 pass
@@ -343,7 +421,7 @@ def test_the_lease_of_a_dead_process_is_taken_over_at_once(holder, tmp_path, rea
     started = time.monotonic()
     with book.writer() as lease:
         assert lease.token == holder.token + 1
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < leases.LIFE.total_seconds() / 3
     book.close()
 
 

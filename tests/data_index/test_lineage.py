@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -128,15 +130,49 @@ def test_a_damaged_index_is_noticed(indexes, tmp_path):
     data = bytearray(store.read(by_record))
     page = pq.ParquetFile(store.path(by_record.path)).metadata.row_group(3).column(1)
     data[page.data_page_offset + page.total_compressed_size - 20] ^= 1
-    other.put_named(by_record.path, bytes(data))
-    with pytest.raises(ExactnessError, match="cannot be read"):
-        list(lineage.scan(other, by_record))
-    other.put_named(by_record.path, bytes(data[:100]))
-    with pytest.raises(ExactnessError, match="cannot be read"):
-        list(lineage.scan(other, by_record))
+    for damaged in (bytes(data), bytes(data[:100])):
+        other.put_named(by_record.path, damaged)
+        with pytest.raises(ExactnessError, match="is damaged"):
+            list(lineage.scan(other, by_record))
     other.delete([by_record.path])
-    with pytest.raises(ExactnessError, match="cannot be read"):
+    with pytest.raises(ExactnessError, match="is missing"):
         list(lineage.scan(other, by_record))
+
+
+def test_a_flipped_statistic_hides_nobody(indexes, tmp_path, monkeypatch):
+    """Statistics have no checksum; a wrong one would let a subject be `not_found`."""
+    store, by_record, by_subject, _ = indexes
+    data, other = store.read(by_subject), Store(tmp_path)
+    metadata = pq.ParquetFile(store.path(by_subject.path)).metadata
+    footer, hidden = len(data) - metadata.serialized_size - 8, 0
+    for group in range(metadata.num_row_groups):
+        low = metadata.row_group(group).column(1).statistics.min
+        wanted = Selection(keys.from_arrow(pa.array([low], pa.binary(16))), keys.empty())
+        there = lineage.find(store, by_record, by_subject, wanted).num_rows
+        assert there > 0
+        for at in [i for i in range(footer, len(data)) if data.startswith(low, i)]:
+            wrong = bytearray(data)
+            wrong[at : at + 8] = b"\xff" * 8
+            other.put_named(by_subject.path, bytes(wrong))
+            with pytest.raises(ExactnessError, match="is damaged"):
+                lineage.find(other, by_record, by_subject, wanted)
+            with monkeypatch.context() as unchecked:
+                unchecked.setattr(Store, "checked", lambda self, ref: self.path(ref.path))
+                hidden += lineage.find(other, None, by_subject, wanted).num_rows < there
+    assert hidden > 0, "the control: without the check somebody is not found"
+
+
+def test_an_index_is_hashed_once_and_again_when_it_changes(indexes, monkeypatch):
+    whole, by_record, *_ = indexes
+    store, hashed = Store(whole.root), []
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(a) or real(*a))
+    for _ in range(3):
+        list(lineage.scan(store, by_record))
+    assert len(hashed) == 1
+    os.utime(store.path(by_record.path))
+    list(lineage.scan(store, by_record))
+    assert len(hashed) == 2
 
 
 @given(

@@ -118,14 +118,15 @@ def test_of_many_at_once_one_takes_the_name(store):
     assert store.read_unchecked("log/0001") == str(taken.index(True)).encode()
 
 
-def test_a_flush_syncs_files_before_their_folders_up_to_the_store(store, monkeypatch):
+def test_a_flush_syncs_files_before_their_folders_up_to_where_the_store_lies(store, monkeypatch):
     synced = []
     monkeypatch.setattr(storage, "_fsync", synced.append)
     refs = [store.put(f"a/{n}", ".bin", b"x") for n in range(3)]
     store.flush()
     files = {store.path(r.path) for r in refs}
     assert set(synced[:3]) == files
-    assert set(synced[3:]) == {f.parent for f in files} | {store.root / "a", store.root}
+    folders = {store.root / "a", store.root, store.root.parent}
+    assert set(synced[3:]) == {f.parent for f in files} | folders
     synced.clear()
     store.flush()
     assert synced == []
@@ -141,6 +142,46 @@ def test_after_a_failed_sync_nothing_is_written_or_made_durable_any_more(store, 
     for call in (store.flush, lambda: store.put("a", ".bin", b"y")):
         with pytest.raises(OSError, match="did not become durable"):
             call()
+
+
+@pytest.mark.parametrize("piecewise", [False, True])
+def test_a_file_that_is_there_whole_is_left_in_its_place(store, monkeypatch, piecewise):
+    """It may be current, and bytes that are not durable yet must not take its place."""
+
+    def write():
+        if not piecewise:
+            return store.put("a", ".bin", b"some bytes")
+        with store.create("a", ".bin") as sink:
+            sink.write(b"some bytes")
+        return sink.ref
+
+    path = store.path(write().path)
+    store.flush()
+    first = path.stat().st_ino
+    synced = []
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_fsync", synced.append)
+        write()
+        store.flush()
+    assert path.stat().st_ino == first and path in synced, "one that was killed may have left it"
+    path.write_bytes(b"torn bytes")
+    write()
+    assert path.read_bytes() == b"some bytes"
+    assert list(store.list("tmp")) == []
+
+
+def test_what_somebody_else_deleted_and_did_not_sync_is_made_durable(store, monkeypatch):
+    ref = store.put("a/0", ".bin", b"x")
+    store.flush()
+    store.path(ref.path).unlink()
+    synced = []
+    monkeypatch.setattr(storage, "_fsync", synced.append)
+    assert store.delete([ref.path]) == 0 and synced == []
+    store.settle(["a", "never-made"])
+    assert set(synced) == {store.path("a"), store.path("a/0")}
+    store.remove_scratch()
+    store.remove_scratch()
+    assert synced.count(store.root) == 2
 
 
 def test_whether_a_file_is_there_and_whole_is_told(store):
@@ -191,3 +232,35 @@ def test_equal_values_have_equal_json():
     assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
     with pytest.raises(ValueError, match="JSON"):
         canonical_json(float("nan"))
+
+
+def test_a_purge_in_between_costs_a_submitter_nothing(tmp_path, monkeypatch):
+    """Whoever submits holds no lease, so a purge may sweep the file that it is about to name."""
+    store, other, real = Store(tmp_path), Store(tmp_path), os.link
+    swept = []
+
+    def link(source, target):
+        if len(swept) < 2:
+            swept.append(other.remove_scratch())
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    assert store.put_new("log/1.json", b"entry")
+    assert swept == [1, 1]
+    assert (tmp_path / "log/1.json").read_bytes() == b"entry"
+    assert store.put_new("log/2.json", b"next"), "no fsync has failed"
+
+
+def test_a_submitter_in_between_does_not_disturb_a_purge(tmp_path, monkeypatch):
+    store, real = Store(tmp_path), os.rmdir
+    (store.scratch() / "rows").write_bytes(b"of an ingest that was killed")
+    fresh = tmp_path / "tmp" / "entry"
+
+    def rmdir(path, **more):
+        if not fresh.exists():
+            fresh.write_bytes(b"of a submitter")
+        real(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert store.remove_scratch() == 1
+    assert list(store.list()) == ["tmp/entry"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import datasets
 
+from sisa import replay
+from sisa.context import Reporter
 from sisa.executor import attempt, raise_error
 from sisa.shard import ShardJob
 from sisa.workspace import Workspace
@@ -40,6 +43,9 @@ class Inline:
             self.between(job.shard)
             yield job.shard
 
+    def close(self) -> None:
+        pass
+
 
 @dataclass
 class Lab:
@@ -57,6 +63,19 @@ class Lab:
         **choices: object,
     ) -> Workspace:
         """An ingested workspace over a table with record_id, label and perhaps subject_id."""
+        found = self.empty(name, table, *settings, inline=inline, **choices)
+        found.ingest()
+        return found
+
+    def empty(
+        self,
+        name: str,
+        table: pa.Table,
+        *settings: str,
+        inline: bool = True,
+        **choices: object,
+    ) -> Workspace:
+        """A workspace made for a table, which is its source and not ingested yet."""
         source = self.folder / f"{name}.parquet"
         pq.write_table(table, source)
         has_subject = "subject_id" in table.column_names
@@ -72,19 +91,33 @@ class Lab:
                 **choices,
             )
         patch.undo()
-        found = self.open(name, *settings, inline=inline)
-        found.ingest()
-        return found
+        return self.open(name, *settings, inline=inline)
 
-    def open(self, name: str, *settings: str, inline: bool = True) -> Workspace:
+    def open(
+        self,
+        name: str,
+        *settings: str,
+        inline: bool = True,
+        restored: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Workspace:
         found = Workspace.open(
-            self.folder / name, [*QUIET, *settings], exact=True, environment=ENVIRONMENT
+            self.folder / name,
+            [*QUIET, *settings],
+            Reporter(warn=warn),
+            exact=True,
+            environment=ENVIRONMENT,
+            restored=restored,
         )
         if inline:
             executor = Inline()
             found.context = dataclasses.replace(found.context, make_executor=lambda: executor)
         self.opened.append(found)
         return found
+
+    def copied(self, other: Lab) -> None:
+        """Take over all workspaces of a lab, which may hold none of them open."""
+        shutil.copytree(other.folder, self.folder, dirs_exist_ok=True)
 
     def oracle(
         self, name: str, table: pa.Table, gone: dict[str, list[object]], *settings: str, **choices
@@ -97,6 +130,7 @@ class Lab:
     def close(self) -> None:
         for found in self.opened:
             found.close()
+        self.opened.clear()
 
 
 def without(table: pa.Table, gone: dict[str, list[object]]) -> pa.Table:
@@ -111,6 +145,42 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path)
     yield made
     made.close()
+
+
+@dataclass
+class Stock:
+    """Workspaces that many tests start from, each trained once and copied for every test."""
+
+    folder: Path
+    labs: dict[str, Lab] = field(default_factory=dict)
+
+    def lab(self, name: str, fill: Callable[[Lab], object]) -> Lab:
+        """The lab that `fill` made workspaces in, when it was first asked for; none is open."""
+        if name not in self.labs:
+            made = Lab(self.folder / name)
+            made.folder.mkdir()
+            fill(made)
+            made.close()
+            self.labs[name] = made
+        return self.labs[name]
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
+    made = Stock(tmp_path_factory.mktemp("stock"))
+    yield made
+    for found in made.labs.values():
+        found.close()
+
+
+@pytest.fixture(autouse=True)
+def replay_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` trains again in this process, which is as good where the store is what is in doubt.
+
+    A test that is marked `clean_process` gets the real thing, as do all tests of other folders.
+    """
+    if request.node.get_closest_marker("clean_process") is None:
+        monkeypatch.setattr(replay, "ProcessExecutor", lambda workers: Inline())
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def learner(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.clean_process
 def test_uneven_shards(lab, same, learner) -> None:
     sizes = {f"s{i}": 1 + i * i for i in range(20)}
     erase(lab, same, crowd(sizes), ["s19", "s3"], shards=5, slices=3, learner=learner)

@@ -19,11 +19,14 @@ CHOICES = {"shards": 3, "slices": 3, "epochs": 3, "learner": "logistic"}
 
 
 @pytest.fixture
-def ws(lab, data) -> Workspace:
-    made = lab.workspace("ws", data("patients"), **CHOICES)
-    made.train()
-    assert made.verify().exact is True
-    return made
+def ws(lab, data, stock) -> Workspace:
+    def fill(first) -> None:
+        made = first.workspace("ws", data("patients"), **CHOICES)
+        made.train()
+        assert made.verify().exact is True
+
+    lab.copied(stock.lab("negative controls", fill))
+    return lab.open("ws")
 
 
 def failing(ws: Workspace) -> list[str]:
@@ -103,6 +106,7 @@ def test_a_flipped_byte_of_a_partition_is_noticed(ws) -> None:
     assert "files" in failing(ws)
 
 
+@pytest.mark.clean_process
 def test_a_stage_trained_with_one_extra_record(ws, lab, data) -> None:
     table = data("patients")
     record = table["record_id"][900].as_py()
@@ -131,6 +135,7 @@ def test_swapped_shards(ws) -> None:
     assert failing(ws) == ["chain"]
 
 
+@pytest.mark.clean_process
 def test_swapped_states_under_the_right_keys(ws) -> None:
     _, mine = ws.context.served()
     a, b, c = mine.constituents
@@ -224,6 +229,7 @@ def test_other_bits_in_another_environment_are_not_comparable(ws, lab, data) -> 
     assert found.exact is None and found.exit_code == 6
 
 
+@pytest.mark.clean_process
 def test_a_replay_of_some_shards_proves_nothing_of_the_others(ws) -> None:
     one = ws.verify(shard=1)
     assert one.exact is None and one.exit_code == 0 and [s.shard for s in one.shards] == [1]

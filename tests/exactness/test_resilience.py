@@ -13,8 +13,8 @@ import pytest
 
 from data_index import keys
 from data_index.storage import Store
+from sisa import accept, purge, stage_log
 from sisa import context as context_module
-from sisa import forget, purge, stage_log
 from sisa.errors import BusyError, ConfigurationError, ExactnessError, UsageError
 from sisa.workspace import Workspace
 
@@ -22,10 +22,12 @@ CHOICES = {"shards": 3, "slices": 3, "epochs": 3, "learner": "logistic"}
 
 
 @pytest.fixture
-def ws(lab, data) -> Workspace:
-    made = lab.workspace("ws", data("patients"), **CHOICES)
-    made.train()
-    return made
+def ws(lab, data, stock) -> Workspace:
+    def fill(first) -> None:
+        first.workspace("ws", data("patients"), **CHOICES).train()
+
+    lab.copied(stock.lab("resilience", fill))
+    return lab.open("ws")
 
 
 def test_one_who_has_lost_the_lease_destroys_nothing(ws, lab) -> None:
@@ -63,6 +65,7 @@ def module(folder: Path, width: int) -> None:
 OWN = {"shards": 2, "slices": 2, "epochs": 1, "learner": "ownnet:make"}
 
 
+@pytest.mark.clean_process
 def test_changed_code_is_trained_under_new_keys_or_not_at_all(lab, data) -> None:
     ws = lab.folder / "ws"
     ws.mkdir()
@@ -323,12 +326,27 @@ def test_a_torn_segment_names_its_remedy(ws) -> None:
     assert ws.verify().exact is True
 
 
+def test_a_segment_with_another_number_is_refused(ws) -> None:
+    """What it says of cost and environment stands in certificates, too."""
+    (name, *_) = ws.context.store.list(f"{stage_log.FOLDER}/0000")
+    path = ws.context.store.path(name)
+    data = path.read_bytes()
+    samples = stage_log.read_segment(ws.context.store, name)[0].samples
+    path.write_bytes(data.replace(b'"samples":%d' % samples, b'"samples":%d' % (samples + 1)))
+    with pytest.raises(ExactnessError, match="Delete it"):
+        ws.plan(subjects=["patient-7"])
+    path.write_bytes(data + b"\n")
+    assert ws.verify(replay=False).exit_code == 4
+    path.write_bytes(data)
+    assert ws.verify(replay=False).exit_code == 0
+
+
 def test_a_crash_inside_acceptance_accepts_nothing(ws, monkeypatch) -> None:
     def crash(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(forget, "_roll_back", crash)
+        patch.setattr(accept, "_roll_back", crash)
         with pytest.raises(KeyboardInterrupt):
             ws.forget(subjects=["patient-7"])
     assert ws.status().requests == () and ws.status().depth == 1

@@ -97,3 +97,13 @@ def same(left: State, right: State) -> bool:
         and left[name].tobytes() == right[name].tobytes()
         for name in left
     )
+
+
+def accuracy(learner: Learner, chosen: Recipe, data: Records) -> float:
+    """Share of a quarter of the records that is read rightly after four stages on the others."""
+    held_out = np.arange(len(data)) % 4 == 0
+    state = train(learner, chosen, data.take(~held_out), stages=4)
+    test = data.take(held_out)
+    found = learner.predict(state, test)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    return float((found.argmax(axis=1) == test.target).mean())

@@ -6,6 +6,8 @@ order, seeds, rates, standardisation or step moves them by far more.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,14 @@ from sisa.config import ARITHMETIC, Recipe
 from sisa.determinism import StagePlan, init_seed
 from sisa.learners.records import Records
 
+SOFT = {
+    "schedule": "cosine",
+    "warmup": 0.2,
+    "last_stage_epochs": 2,
+    "label_smoothing": 0.1,
+    "class_weights": [1, 2, 0.5],
+    "clip_norm": 0.3,
+}
 RECIPES = {
     "logistic": {"learner": {"factory": "logistic"}},
     "logistic carried": {
@@ -29,7 +39,11 @@ RECIPES = {
         "learner": {"params": {"hidden": [8]}},
         "training": {"schedule": "last_stage_linear"},
     },
+    "cnn": {"learner": {"factory": "cnn", "params": {"widths": [4], "dense": 8}}},
+    "logistic soft": {"learner": {"factory": "logistic"}, "training": SOFT},
+    "mlp soft": {"learner": {"params": {"hidden": [8]}}, "training": SOFT},
 }
+SCALES = {"mlp soft": {"v": [100, 50]}}
 
 GOLDEN: dict[str, list[float]] = {
     "logistic": [0.01766499979, 2.123330922, 1.993633034, 0.3016083754],
@@ -73,6 +87,9 @@ GOLDEN: dict[str, list[float]] = {
         2.123330922,
         1.993633034,
     ],
+    "cnn": [0.3867559433, 6.30836153, 1.040561676, 24.4679184, 0.3067552447, 5.099099159, 0.0, 0.0],
+    "logistic soft": [0.9993707527, 2.123330922, 1.993633034, 1.508876867],
+    "mlp soft": [1.147879839, 14.05483246, 0.8805810213, 4.283339977, 2.123330922, 1.993633034],
     "mlp decay": [1.030902147, 14.12372208, 0.1418526322, 4.114766121, 2.123330922, 1.993633034],
 }
 
@@ -84,7 +101,10 @@ def recipe(name: str) -> Recipe:
         "classes": [0, 1, 2],
         "features": {"a": "float64", "b": "int64", "t": "text", "v": "uint8[3]"},
         "hash_buckets": 4,
+        "scales": SCALES.get(name, {}),
     }
+    if name == "cnn":
+        data["features"] = {"v": "uint8[36]"}
     body = {"data": data, "partition": {"shards": 1, "slices": 2}, **RECIPES[name]}
     return Recipe.model_validate(body)
 
@@ -102,13 +122,20 @@ def rows(count: int) -> Records:
     )
 
 
+def images(count: int) -> Records:
+    n = np.arange(count)
+    pixels = (n[:, None] * np.arange(1, 37) % 251).astype(np.uint8)
+    nothing = np.zeros((count, 0))
+    return replace(rows(count), numbers=nothing, codes=nothing.astype(np.int64), arrays=(pixels,))
+
+
 def trained(name: str) -> list[float]:
     """Two stages; the sums of all arrays in name order."""
     chosen = recipe(name)
     learner = learners.load(chosen)
     state = learner.init(init_seed(chosen.training, 0))
     for slice_, count in ((1, 150), (2, 301)):
-        records = rows(count)
+        records = images(count) if name == "cnn" else rows(count)
         plan = StagePlan(chosen.training, 2, 0, slice_, records.words)
         state = learner.advance(state, records, plan).state
     return [float(np.abs(state[name]).sum()) for name in sorted(state) if name != "init.seed"]

@@ -139,7 +139,8 @@ def test_columns_of_the_design_matrix_are_in_their_documented_order() -> None:
         ),
     )
     scales = Scales.fit(enc, data)
-    left, images, right = design.blocks(enc, data, scales, np.float32)
+    blocks = design.blocks(enc, data, scales, np.float32)
+    left, images, right = (block.values for block in blocks)
     np.testing.assert_array_equal(left, [[-1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 0, 1]])
     assert images.dtype == np.uint8
     np.testing.assert_allclose(right[:, 0], [-(1.5**0.5), 0, 1.5**0.5], rtol=1e-6)
@@ -151,4 +152,4 @@ def test_images_alone_are_one_block_that_is_not_copied() -> None:
     enc = encoding({"p": "uint8[2]"})
     data = records(arrays=(np.zeros((4, 2), dtype=np.uint8),), target=[0, 1, 0, 1])
     (block,) = design.blocks(enc, data, Scales.fit(enc, data), np.float32)
-    assert block is data.arrays[0]
+    assert block.values is data.arrays[0]

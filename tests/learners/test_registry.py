@@ -75,7 +75,7 @@ def test_a_factory_is_found_by_module_and_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["perceptron", "zoo.nets:", ":make", ""])
 def test_an_unknown_learner_is_refused_with_the_names_there_are(name: str) -> None:
-    with pytest.raises(ValidationError, match="logistic, mlp"):
+    with pytest.raises(ValidationError, match="cnn, logistic, mlp"):
         recipe(name)
 
 
@@ -104,7 +104,7 @@ def test_a_factory_that_raises_is_named_with_its_exception() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["logistic", "mlp", "torch.nn:Linear", "sisa.learners.mlp:factory"]
+    "name", ["cnn", "logistic", "mlp", "torch.nn:Linear", "sisa.learners.mlp:factory"]
 )
 def test_our_own_code_and_torch_enter_no_digest(name: str) -> None:
     assert code_digest(name) == ""
@@ -123,6 +123,30 @@ def test_every_module_of_the_factorys_package_decides_the_digest(zoo: Path) -> N
     (zoo / "zoo" / "sub" / "new.py").touch()
     assert len({first, second, code_digest("zoo.nets:make")}) == 3
     assert "zoo" not in sys.modules
+
+
+def test_relative_imports_and_sub_packages_work_and_count(write: Write) -> None:
+    folder = write(
+        {
+            "zoo/__init__.py": "",
+            "zoo/deep/__init__.py": "from .nets import make",
+            "zoo/deep/nets.py": GOOD.replace("from .layers", "from ..parts.sizes"),
+            "zoo/parts/sizes.py": "WIDTH = 5",
+            "zooless.py": "x = 1",
+            "other/module.py": "x = 1",
+        }
+    )
+    chosen = recipe("zoo.deep:make")
+    assert load(chosen).init(0)["module.0.weight"].shape[0] == 5
+    before = code_digest("zoo.deep:make")
+    for outside in ("zooless.py", "other/module.py"):
+        (folder / outside).write_text("x = 2")
+        assert code_digest("zoo.deep:make") == before
+    for inside in ("zoo/parts/sizes.py", "zoo/deep/nets.py", "zoo/deep/__init__.py"):
+        (folder / inside).write_text((folder / inside).read_text() + "\n")
+        after = code_digest("zoo.deep:make")
+        assert after != before
+        before = after
 
 
 def test_moving_a_file_changes_the_digest(write: Write) -> None:

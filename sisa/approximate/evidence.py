@@ -1,0 +1,183 @@
+"""Evidence of what an approximate method achieved, as typed parts of its statement.
+
+A part is there whole or is the literal "not evaluated": never absent, never null, so that nobody
+takes silence for a result. A number is finite, and a share is from 0 to 1. No part is of a single
+item: a statistic over one means nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sisa.statement import Number, Part
+
+NOT_EVALUATED: Literal["not evaluated"] = "not evaluated"
+
+NotEvaluated = Literal["not evaluated"]
+Verdict = Literal["not evaluated", "evaluated"]
+
+Several = Annotated[int, Field(ge=2)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Change(Part):
+    """A number of the model before and after."""
+
+    before: Real
+    """Of the base model."""
+
+    after: Real
+    """Of the model that was written."""
+
+
+class Memorisation(Part):
+    """What the model still says of the forget items, by teacher forcing."""
+
+    items: Several
+    """Forget items with a labelled position."""
+
+    probability: Change
+    """Mean over items of exp(-mean negative log likelihood), 0 to 1."""
+
+    exact: Change
+    """Exact memorisation: share of labelled positions whose likeliest token is the label."""
+
+    extraction_strength: Change
+    """Mean over items of the share that greedy decoding completes without an error, 0 to 1."""
+
+
+class Utility(Part):
+    """What the model says of items that it should keep."""
+
+    items: Several
+    """Items with a labelled position; the retain file's, or others that were held out."""
+
+    held_out: bool
+    """Whether the method never saw them."""
+
+    probability: Change
+    """Mean over items of exp(-mean negative log likelihood), 0 to 1."""
+
+    exact: Change
+    """Share of labelled positions whose likeliest token is the label."""
+
+
+class Oracle(Part):
+    """Comparison with a model that never saw the forget items: an exact retrain."""
+
+    items: Several
+    """Forget items that both models were asked about."""
+
+    statistic: Literal["probability", "truth ratio"]
+    """What was compared, item by item."""
+
+    distance: Share
+    """Kolmogorov-Smirnov distance of the two distributions."""
+
+    p_value: Share
+    """Forget quality: p-value of the two-sided test; near 1, nothing tells the two apart."""
+
+
+class Attack(Part):
+    """How well one membership attack tells forget items from items that were never seen."""
+
+    auc: Share
+    """Area under the ROC curve; 0.5 is a guess."""
+
+    tpr_at_1_percent: Share | NotEvaluated
+    """True positive rate at 1% false positives; needs 100 items that were never seen."""
+
+    tpr_at_01_percent: Share | NotEvaluated
+    """True positive rate at 0.1% false positives; needs 1000 items that were never seen."""
+
+
+class Membership(Part):
+    """Membership attacks on the model that was written."""
+
+    members: Several
+    """Forget items."""
+
+    non_members: Several
+    """Items that neither model ever saw."""
+
+    attacks: Annotated[dict[str, Attack], Field(min_length=1)]
+    """Outcome of each attack, by its name."""
+
+
+class Recovery(Part):
+    """How much of what was forgotten comes back."""
+
+    metric: str
+    """What is measured on the forget items, such as `probability`."""
+
+    base: Real
+    """It, of the base model."""
+
+    unlearned: Real
+    """Of the model that was written."""
+
+    attacked: Real
+    """Of that model after the attack."""
+
+    recovered: Share
+    """(attacked - unlearned) / (base - unlearned), cut to 0 to 1; 1 if nothing was forgotten."""
+
+
+class Relearning(Part):
+    """Fine-tuning the written model a little, in the hope that what was forgotten comes back."""
+
+    items: Several
+    """Forget items that recovery is measured on."""
+
+    tuned_on: Literal["forget items", "other items"]
+    """What it is tuned on: a part of the forget items, or items of the same kind."""
+
+    steps: Number
+    """Optimizer steps."""
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Learning rate."""
+
+    recovery: Recovery
+    """What came back."""
+
+
+class Quantisation(Part):
+    """The written model with its weights rounded to few bits."""
+
+    items: Several
+    """Forget items that recovery is measured on."""
+
+    bits: Annotated[dict[Literal["8", "4"], Recovery], Field(min_length=1)]
+    """What came back, by the bits a weight has."""
+
+
+class Evidence(Part):
+    """All that was measured; each part is there whole, or is "not evaluated"."""
+
+    memorisation: Memorisation | NotEvaluated = NOT_EVALUATED
+    """What the model still says of the forget items."""
+
+    utility: Utility | NotEvaluated = NOT_EVALUATED
+    """What it says of others."""
+
+    oracle: Oracle | NotEvaluated = NOT_EVALUATED
+    """Comparison with an exact retrain."""
+
+    membership: Membership | NotEvaluated = NOT_EVALUATED
+    """Membership attacks."""
+
+    relearning: Relearning | NotEvaluated = NOT_EVALUATED
+    """Relearning attack."""
+
+    quantisation: Quantisation | NotEvaluated = NOT_EVALUATED
+    """The model at 8 and 4 bits."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the three attacks were all made. What they showed is for the reader to judge."""
+        attacks = (self.membership, self.relearning, self.quantisation)
+        return NOT_EVALUATED if NOT_EVALUATED in attacks else "evaluated"

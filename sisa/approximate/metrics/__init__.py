@@ -1,0 +1,1 @@
+"""Metrics of forgetting and of utility: pure functions of what one forward pass gives."""

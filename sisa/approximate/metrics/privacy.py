@@ -1,0 +1,59 @@
+"""Whether scores give away what a model was trained on: AUC and PrivLeak."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sisa.approximate.metrics.scores import Figure
+
+
+def auc(positives: Tensor, negatives: Tensor) -> Figure:
+    """Area under the ROC curve: P(positive > negative) + P(equal) / 2.
+
+    Positives are members, and higher scores mean *more likely a member*; here that is the forget
+    set against records never trained on, so 0.5 tells nothing, and above it the model still knows.
+
+    Args:
+        positives: Scores [P] of members.
+        negatives: Scores [Q] of those that are not.
+
+    Returns:
+        The area; P + Q are counted.
+
+    Raises:
+        ValueError: A score is NaN.
+    """
+    count = len(positives) + len(negatives)
+    if not len(positives) or not len(negatives):
+        side = "negatives" if len(positives) else "positives"
+        return Figure(None, 0, count, f"there are no {side}")
+    if positives.isnan().any() or negatives.isnan().any():
+        raise ValueError("a score is not a number")
+    ordered = negatives.double().sort().values
+    wanted = positives.double()
+    below = torch.searchsorted(ordered, wanted)
+    not_above = torch.searchsorted(ordered, wanted, right=True)
+    return Figure(float((below + not_above).double().mean() / (2 * len(ordered))), count)
+
+
+def privacy_leakage(unlearned: Figure, retrained: Figure) -> Figure:
+    """PrivLeak in percent, 100 ((1-A) - (1-A_ref)) / (1-A_ref) (Shi et al. 2024, MUSE).
+
+    0 is like the retrain. Below 0 the model still knows its forget set (too little was unlearned);
+    above 0 the forget set stands out as unknown (too much). MUSE scores with the Min-K loss of the
+    lowest 40 % and calls the holdout 1; as its score is a loss, that area is A of `auc` here.
+
+    Args:
+        unlearned: `auc` of forget against holdout of the unlearned model.
+        retrained: The same of an exact retrain.
+    """
+    counted = unlearned.counted + retrained.counted
+    left_out = unlearned.left_out + retrained.left_out
+    if unlearned.value is None or retrained.value is None:
+        lacking = unlearned.reason or retrained.reason
+        return Figure(None, counted, left_out, lacking)
+    if retrained.value == 1:
+        return Figure(None, counted, left_out, "the retrain has an area of 1: nothing to divide by")
+    rest = 1 - retrained.value
+    return Figure(100 * (1 - unlearned.value - rest) / rest, counted, left_out)

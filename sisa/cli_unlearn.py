@@ -1,0 +1,185 @@
+"""The commands `sisa unlearn ...`: one a method, and their list."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sisa.approximate.catalogue import Card, cards
+from sisa.cli import _Call, _confirm, common, main
+from sisa.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from data_index.envelope import Signer
+    from sisa.results import Result
+
+KEY_BYTES = 16  # a digest under a shorter key is no better than a plain one
+
+
+class Methods(click.Group):
+    """The list, and a command for each method, made when it is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Names of all methods, after the list."""
+        return [*super().list_commands(context), *(card.name for card in cards())]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of a method."""
+        found = {card.name: card for card in cards()}.get(name)
+        return super().get_command(context, name) if found is None else _command(found)
+
+
+@main.group(
+    cls=Methods,
+    epilog="Example: sisa unlearn npo --forget f.jsonl --retain r.jsonl --model base --out new",
+)
+def unlearn() -> None:
+    """Make a model forget approximately: with evidence, and without a guarantee.
+
+    For models that were trained without shards or cannot be rebuilt; it works without a workspace.
+    What is written is a model folder with an approximate statement, which is no certificate.
+    """
+
+
+@unlearn.command("list", epilog="Example: sisa unlearn list --output json")
+@common
+def listing(call: _Call) -> Result:
+    """The methods, what each needs and what it costs."""
+    from sisa.results import MethodShown, MethodsListed
+
+    _own_settings(call, with_settings=False)
+    return MethodsListed(
+        methods=tuple(
+            MethodShown(
+                name=c.name,
+                kind=c.kind,
+                needs=tuple(c.needs.values()),
+                cost=c.cost,
+                defaults=dict(c.defaults),
+                source=c.source,
+            )
+            for c in cards()
+        )
+    )
+
+
+def _command(card: Card) -> click.Command:
+    """The command of one method."""
+    files = {"retain": " --retain r.jsonl", "alternatives": " --alternatives a.jsonl"}
+    given = "".join(option for need, option in files.items() if need in card.needs)
+    settings = ", ".join(f"{name}={value}" for name, value in card.defaults.items())
+
+    @click.command(
+        card.name,
+        help=f"Unlearn with {card.name} ({card.source}).\n\n"
+        f"Needs: {'; '.join(card.needs.values()) or 'nothing more'}. Costs: {card.cost}. "
+        f"Settings: {settings or 'none of its own'}.",
+        short_help=f"Needs {'; '.join(card.needs.values()) or 'nothing more'}.",
+        epilog=f"Example: sisa unlearn {card.name} --forget f.jsonl{given} --model base --out new",
+    )
+    @click.option(
+        "--forget",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="What to forget: Parquet, CSV or JSON lines with text, or question and answer.",
+    )
+    @click.option("--retain", type=click.Path(path_type=Path), help="What to keep.")
+    @click.option(
+        "--alternatives",
+        type=click.Path(path_type=Path),
+        help="What to say instead, one for each item to forget and in their order.",
+    )
+    @click.option("--model", required=True, type=click.Path(path_type=Path), help="Its folder.")
+    @click.option(
+        "--out", required=True, type=click.Path(path_type=Path), help="A folder that is not there."
+    )
+    @click.option(
+        "--signing-key",
+        type=click.Path(path_type=Path),
+        help="Ed25519 private key in PEM that signs the statement.",
+    )
+    @click.option(
+        "--digest-key",
+        type=click.Path(path_type=Path),
+        help="File of random bytes; without it, whoever guesses a data file can compare digests.",
+    )
+    @click.option(
+        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow, which the run is logged to."
+    )
+    @click.option("--experiment", default="sisa-approximate", show_default=True)
+    @click.option("--dry-run", is_flag=True, help="Say what would be done and change nothing.")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @common
+    def method(
+        call: _Call,
+        signing_key: Path | None,
+        digest_key: Path | None,
+        dry_run: bool,
+        yes: bool,
+        **fields: Any,
+    ) -> Result:
+        _own_settings(call)
+        if not dry_run and not yes:
+            _confirm(
+                f"Make {fields['out']} from {fields['model']} with {card.name}?",
+                "This trains a model.",
+            )
+        signer = None if signing_key is None else _signer(signing_key)
+        key = None if digest_key is None else _digest_key(digest_key)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
+        from sisa.approximate.unlearn import Request, run
+
+        request = Request(
+            method=card.name, settings=call.settings, signer=signer, digest_key=key, **fields
+        )
+        return run(request, dry_run=dry_run, report=_Steps().show)
+
+    return method
+
+
+class _Steps:
+    """Progress on stderr, a line a second at most."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def show(self, metrics: Mapping[str, float], step: int) -> None:
+        """Tell of a step."""
+        if time.monotonic() - self._shown > 1:
+            self._shown = time.monotonic()
+            told = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            click.echo(f"step {step}: {told}", err=True)
+
+
+def _own_settings(call: _Call, with_settings: bool = True) -> None:
+    if call.folder is not None:
+        raise UsageError("`sisa unlearn` works without a workspace.", "Leave -C out.")
+    if call.settings and not with_settings:
+        raise UsageError("The list has no settings.", "Leave --set out.")
+
+
+def _signer(path: Path) -> Signer:
+    from data_index import envelope
+
+    return envelope.read_private(_bytes(path), path.name)
+
+
+def _digest_key(path: Path) -> bytes:
+    found = _bytes(path)
+    if len(found) < KEY_BYTES:
+        raise UsageError(
+            f"{path.name} is shorter than {KEY_BYTES} bytes.", "Fill it with random bytes."
+        )
+    return found
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise NotFoundError(f"{path} is no file.") from None
