@@ -141,15 +141,18 @@ class Ledger:
                 self._log.write(fresh)
                 self._written = fresh[-1].number
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         """Add to the store's log what it lacks.
+
+        Returns:
+            How many entries it has now.
 
         Raises:
             RestoredError: The ledger lacks entries of the log.
             ExactnessError: They tell different histories.
         """
         if self._log is None:
-            return
+            return 0
         there = self._log.numbers()
         with self.read() as connection:
             last = changes.last_entry(connection)
@@ -167,6 +170,7 @@ class Ledger:
             self._log.require(entry)
         self._log.write(fresh)
         self._written = number
+        return number
 
     def catch_up(self, connection: Connection) -> int:
         """Replay, in a write transaction, what the log has and the ledger lacks.
@@ -187,14 +191,20 @@ class Ledger:
     def check_log(self) -> int:
         """Hold the two copies of the log against each other. Returns how many entries they have.
 
+        What a ledger without a log has noted meanwhile, as a messenger does, is added first; what
+        comes while this looks is left to the next look.
+
         Raises:
+            RestoredError: The ledger lacks entries of the log.
             ExactnessError: One is damaged, missing, or tells another history.
         """
         if self._log is None:
             return 0
-        with self.read() as connection:
-            ours = changes.entries(connection)
-        for entry, other in zip_longest(ours, self._log.behind(None)):
+        settled = self.settle()
+        theirs = list(self._log.behind(None))
+        with self.read() as connection:  # after the log: every entry is in the ledger first
+            ours = changes.entries(connection)[: max(settled, len(theirs))]
+        for entry, other in zip_longest(ours, theirs):
             if entry != other:
                 number = (entry or other).number
                 raise ExactnessError(f"Ledger and store differ in entry {number} of the log.")

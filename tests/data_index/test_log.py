@@ -146,6 +146,16 @@ def test_what_a_messenger_without_a_log_notes_is_logged_by_the_next_who_opens(st
     assert [(e.number, e.place) for e in lost.mirror.superseded()] == [(1, PLACE)]
 
 
+def test_what_a_messenger_notes_beside_an_open_ledger_is_no_difference(store):
+    book = opened(store)
+    with book.writer() as lease:
+        book.publish(FILE, "d1", "train", book.pending().version, lease)
+    before = book.check_log()
+    Ledger("sqlite:///ledger.db", store.root.parent).mirror.intend(1, PLACE, "mlartifacts")
+    assert book.check_log() == before + 1
+    assert len(signed(store).numbers()) == before + 1
+
+
 @pytest.mark.parametrize("length", range(1, 19))
 def test_an_old_ledger_catches_up_from_wherever_it_was(store, length):
     book = opened(store)
