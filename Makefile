@@ -24,10 +24,10 @@ CONTRACT := $(SISA_TEST_DATA)/contract/check.py
 
 PYTEST_ARGS ?=
 
-.PHONY: help install lint format test torture demo schemas methods bench bench-accuracy lock clean
+.PHONY: help install lint format test torture demo schemas methods bench bench-accuracy bench-unlearning bench-unlearning-classifier lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-28s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## make .venv with the locked versions and this project (skipped when up to date)
 
@@ -76,7 +76,7 @@ methods: $(STAMP) ## write the methods of `sisa unlearn` into docs/approximate.m
 	$(BIN)/python -m sisa.approximate.catalogue docs/approximate.md
 
 # One after the other, on an otherwise idle machine: half an hour, most of it the job of minutes.
-BENCHMARKS := step parts rollback memory forget train
+BENCHMARKS := step parts rollback memory forget unlearn_cost train
 
 bench: $(STAMP) ## time, memory and cost of an erasure, into docs/benchmarks.md
 	@for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
@@ -84,6 +84,14 @@ bench: $(STAMP) ## time, memory and cost of an erasure, into docs/benchmarks.md
 bench-accuracy: $(STAMP) ## accuracy against one unsharded model
 	$(BIN)/python tests/benchmarks/accuracy.py
 	$(BIN)/python tests/benchmarks/ladder.py
+
+# An hour and more on two cores; interrupted, it goes on where it was (build/unlearning).
+bench-unlearning: $(STAMP) ## approximate methods side by side, into docs/approximate-results.md
+	$(BIN)/python tests/benchmarks/unlearn_language.py
+
+# Some ten minutes of one core; interrupted, it goes on where it was (build/unlearning-classifier).
+bench-unlearning-classifier: $(STAMP) ## the same for a classifier, into docs/approximate-classifiers.md
+	$(BIN)/python tests/benchmarks/unlearn_classifier.py
 
 # Resolved with the oldest supported Python, so that the versions fit the newer ones too. What only
 # the CUDA build of torch needs is left out: torch itself pins it, and other platforms lack it.

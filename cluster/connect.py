@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc  # type: ignore[import-untyped]
 import ray
 from ray import exceptions
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from sisa import ray_folders
 from sisa.config import ExecutorSection
@@ -29,6 +30,9 @@ from sisa.errors import BusyError, ConfigurationError, WorkerError
 
 PATIENCE = 10.0
 """Seconds that a Ray given by its address has to answer."""
+
+STARTS = 2
+"""How often a Ray of our own is tried to be started: on a busy machine it may not be up in time."""
 
 STORE_BYTES = 100 << 20
 """Object store of a Ray of our own: no rows pass through it, only paths and small answers."""
@@ -93,10 +97,18 @@ def _start(section: ExecutorSection, temporary: Path) -> None:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # a busy machine is slow
     _forget_authentication()
+    again = Retrying(
+        retry=retry_if_exception(lambda error: "timed out" in str(error).lower()),
+        stop=stop_after_attempt(STARTS),
+        before_sleep=lambda _: ray.shutdown(),
+        reraise=True,
+    )
     try:
         with _environment_for_workers(), _handlers_kept():
-            ray.init(
+            again(
+                ray.init,
                 address="local",
                 num_cpus=math.ceil(max(wanted, section.cpus_per_shard)),
                 object_store_memory=STORE_BYTES,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from data_index.errors import BusyError, ConfigurationError
+from data_index.errors import BusyError, ConfigurationError, SisaError
 from data_index.tables import FORMAT, metadata, settings
 
 Connection = sa.Connection
@@ -28,6 +28,7 @@ class Database:
         folder: The workspace.
 
     Raises:
+        BusyError: Others held the database too long.
         ConfigurationError: It cannot be opened or is of another format version.
     """
 
@@ -40,7 +41,9 @@ class Database:
                 found = connection.scalar(query)
                 if found is None:
                     connection.execute(settings.insert().values(name="format", value=str(FORMAT)))
-        except (DBAPIError, ArgumentError, NoSuchModuleError) as error:
+        except DBAPIError as error:
+            raise _told(error, "opened", "Check runtime.ledger.") from None
+        except (ArgumentError, NoSuchModuleError) as error:
             raise ConfigurationError(
                 f"The ledger cannot be opened: {_reason(error)}.", "Check runtime.ledger."
             ) from None
@@ -58,15 +61,14 @@ class Database:
         """A transaction that sees the database at one moment.
 
         Raises:
+            BusyError: Others held the database too long.
             ConfigurationError: It cannot be read.
         """
         try:
             with self._engine.connect() as connection, connection.begin():
                 yield connection
         except DBAPIError as error:
-            raise ConfigurationError(
-                f"The ledger cannot be read: {_reason(error)}.", "Restore it from a backup."
-            ) from None
+            raise _told(error, "read", "Restore it from a backup.") from None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -81,13 +83,8 @@ class Database:
                 connection = bare.execution_options(write=True)
                 with connection.begin():
                     yield connection
-        except OperationalError as error:
-            if "locked" in str(error.orig):
-                raise BusyError("The ledger is locked by others.", "Try again.") from None
-            raise ConfigurationError(
-                f"The ledger cannot be written: {_reason(error)}.",
-                "Check runtime.ledger and its disk.",
-            ) from None
+        except DBAPIError as error:
+            raise _told(error, "written", "Check runtime.ledger and its disk.") from None
 
     def compact(self) -> bool:
         """Empty the database's log and free pages, so that no deleted row stays in the files.
@@ -114,6 +111,13 @@ def _vacuumed(cursor: Any) -> bool:
     except sqlite3.OperationalError:
         return False
     return not cursor.execute(empty_log).fetchone()[0]
+
+
+def _told(error: DBAPIError, what: str, remedy: str) -> SisaError:
+    """One sentence: the statement and its values are left out."""
+    if "locked" in _reason(error):
+        return BusyError("The ledger is locked by others.", "Try again.")
+    return ConfigurationError(f"The ledger cannot be {what}: {_reason(error)}.", remedy)
 
 
 def _reason(error: Exception) -> str:

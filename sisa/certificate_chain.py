@@ -60,7 +60,27 @@ def walk(context: Context) -> tuple[Kept, ...]:
 
 
 def outcome(context: Context) -> Outcome:
-    """Whether the chain is whole, the requests' own, and all that lies in its folder."""
+    """Whether the chain is whole, the requests' own, and all that lies in its folder.
+
+    What is wrong because a request was certified meanwhile is looked at again.
+
+    Raises:
+        ExactnessError: As `walk`, or what lies at the next place is no certificate.
+    """
+    while True:
+        before = context.ledger.requests()
+        try:
+            found = _outcome(context)
+        except ExactnessError:
+            if context.ledger.requests() == before:
+                raise
+            continue
+        if found[0] is not False or context.ledger.requests() == before:
+            return found
+
+
+def _outcome(context: Context) -> Outcome:
+    there = set(context.store.list(FOLDER))  # listed first: what comes later is spared
     kept = walk(context)
     requests = {r.id: r.certificate for r in context.ledger.requests()}
     stated = {k.path: k.statement.predicate.request for k in kept}
@@ -70,7 +90,7 @@ def outcome(context: Context) -> Outcome:
     ):
         return False, f"{len(wrong)} certificates are not those of the ledger's requests"
     found = waiting(context)
-    more = set(context.store.list(FOLDER)) - set(stated) - ({found[0]} if found else set())
+    more = there - set(stated) - ({found[0]} if found else set())
     if more:
         return False, f"{len(more)} files among the certificates are not in the chain"
     if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -437,6 +438,11 @@ def history(call: _Call) -> Result:
     """All generations."""
     with call.open() as workspace:
         return workspace.history()
+
+
+def on_workers(plan: Any, working: Path, report: Any) -> Any:
+    """Carry an approximate plan out on several workers; Ray is loaded when that is asked for."""
+    return importlib.import_module("cluster.fsdp").on_workers(plan, working, report)
 
 
 from sisa import cli_request, cli_unlearn  # noqa: E402, F401  their commands join the group above

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from sisa.approximate.catalogue import Card, cards
-from sisa.cli import _Call, _confirm, common, main
+from sisa.cli import _Call, _confirm, common, main, on_workers
 from sisa.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from data_index.envelope import Signer
+    from sisa.approximate.request import Request
     from sisa.results import Result
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 KEY_BYTES = 16  # a digest under a shorter key is no better than a plain one
 
@@ -68,9 +71,101 @@ def listing(call: _Call) -> Result:
     )
 
 
+def _paths(name: str, text: str, **more: Any) -> Callable[[F], F]:
+    return click.option(name, type=click.Path(path_type=Path), help=text, **more)
+
+
+OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    _paths("--retain", "What to keep."),
+    _paths(
+        "--alternatives",
+        "What to say instead, one for each item to forget and in their order.",
+    ),
+    _paths(
+        "--holdout",
+        "Items of the same kind that no model ever saw: membership is asked beside them.",
+    ),
+    _paths("--retrained", "Folder of a model that never saw what is to be forgotten."),
+    _paths("--log", "Folder of the update log of the model's training."),
+    _paths("--original", "Folder of the model as it was before."),
+    _paths("--importance", "File of the importance over all data, measured before."),
+    _paths("--adapter", "Folder of an adapter; several times for several.", multiple=True),
+    _paths("--model", "Its folder.", required=True),
+    _paths("--out", "A folder that is not there.", required=True),
+    click.option(
+        "--evidence/--no-evidence",
+        default=True,
+        show_default=True,
+        help="Measure and attack the model before its statement is made.",
+    ),
+    click.option(
+        "--sweep",
+        "tries",
+        type=click.IntRange(1),
+        help="Search for settings with so many tries; those of --set stay.",
+    ),
+    _paths("--signing-key", "Ed25519 private key in PEM that signs the statement."),
+    _paths(
+        "--digest-key",
+        "File of random bytes; without it, whoever guesses a data file can compare digests.",
+    ),
+    click.option(
+        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow, which the run is logged to."
+    ),
+    click.option("--experiment", default="sisa-approximate", show_default=True),
+    click.option("--dry-run", is_flag=True, help="Say what would be done and change nothing."),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+)
+"""What all methods take, in the order of the help."""
+
+FORGET = (
+    "What to forget: Parquet, CSV or JSON lines with text, or question and answer; of a "
+    "classifier Parquet or CSV with its columns."
+)
+
+
+def _asking(command: F) -> F:
+    """Give a command the options of all methods."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def _request(call: _Call, method: str, yes: bool, dry_run: bool, fields: dict[str, Any]) -> Request:
+    """What was asked for, once it is agreed to."""
+    _own_settings(call)
+    if not dry_run and not yes:
+        _confirm(
+            f"Make {fields['out']} from {fields['model']} with {method}?", "This trains a model."
+        )
+    key, salt = fields.pop("signing_key"), fields.pop("digest_key")
+    signer = None if key is None else _signer(key)
+    digest_key = None if salt is None else _digest_key(salt)
+    tries, adapters = fields.pop("tries") or 0, fields.pop("adapter")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
+    from sisa.approximate.request import Request
+
+    return Request(
+        method=method,
+        settings=call.settings,
+        signer=signer,
+        digest_key=digest_key,
+        tries=tries,
+        adapters=adapters,
+        **fields,
+    )
+
+
 def _command(card: Card) -> click.Command:
     """The command of one method."""
-    files = {"retain": " --retain r.jsonl", "alternatives": " --alternatives a.jsonl"}
+    files = {
+        "retain": " --retain r.jsonl",
+        "statistics": " --retain r.jsonl",
+        "alternatives": " --alternatives a.jsonl",
+        "log": " --log updates",
+        "original": " --original old",
+        "adapters": " --adapter one --adapter two",
+    }
     given = "".join(option for need, option in files.items() if need in card.needs)
     settings = ", ".join(f"{name}={value}" for name, value in card.defaults.items())
 
@@ -82,64 +177,41 @@ def _command(card: Card) -> click.Command:
         short_help=f"Needs {'; '.join(card.needs.values()) or 'nothing more'}.",
         epilog=f"Example: sisa unlearn {card.name} --forget f.jsonl{given} --model base --out new",
     )
-    @click.option(
-        "--forget",
-        required=True,
-        type=click.Path(path_type=Path),
-        help="What to forget: Parquet, CSV or JSON lines with text, or question and answer.",
-    )
-    @click.option("--retain", type=click.Path(path_type=Path), help="What to keep.")
-    @click.option(
-        "--alternatives",
-        type=click.Path(path_type=Path),
-        help="What to say instead, one for each item to forget and in their order.",
-    )
-    @click.option("--model", required=True, type=click.Path(path_type=Path), help="Its folder.")
-    @click.option(
-        "--out", required=True, type=click.Path(path_type=Path), help="A folder that is not there."
-    )
-    @click.option(
-        "--signing-key",
-        type=click.Path(path_type=Path),
-        help="Ed25519 private key in PEM that signs the statement.",
-    )
-    @click.option(
-        "--digest-key",
-        type=click.Path(path_type=Path),
-        help="File of random bytes; without it, whoever guesses a data file can compare digests.",
-    )
-    @click.option(
-        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow, which the run is logged to."
-    )
-    @click.option("--experiment", default="sisa-approximate", show_default=True)
-    @click.option("--dry-run", is_flag=True, help="Say what would be done and change nothing.")
-    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @_paths("--forget", FORGET, required=True)
+    @_asking
     @common
-    def method(
-        call: _Call,
-        signing_key: Path | None,
-        digest_key: Path | None,
-        dry_run: bool,
-        yes: bool,
-        **fields: Any,
-    ) -> Result:
-        _own_settings(call)
-        if not dry_run and not yes:
-            _confirm(
-                f"Make {fields['out']} from {fields['model']} with {card.name}?",
-                "This trains a model.",
-            )
-        signer = None if signing_key is None else _signer(signing_key)
-        key = None if digest_key is None else _digest_key(digest_key)
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
-        from sisa.approximate.unlearn import Request, run
+    def method(call: _Call, dry_run: bool, yes: bool, **fields: Any) -> Result:
+        request = _request(call, card.name, yes, dry_run, fields)
+        from sisa.approximate.unlearn import run
 
-        request = Request(
-            method=card.name, settings=call.settings, signer=signer, digest_key=key, **fields
-        )
-        return run(request, dry_run=dry_run, report=_Steps().show)
+        return run(request, dry_run=dry_run, report=_Steps().show, several=on_workers)
 
     return method
+
+
+@unlearn.command(
+    "sequence",
+    epilog="Example: sisa unlearn sequence npo --forget a.jsonl --forget b.jsonl --retain r.jsonl "
+    "--model base --out all",
+)
+@click.argument("method", type=click.Choice([card.name for card in cards()]))
+@_paths(
+    "--forget", f"{FORGET} Once for each request, in their order.", multiple=True, required=True
+)
+@_asking
+@common
+def sequence(
+    call: _Call, method: str, forget: tuple[Path, ...], dry_run: bool, yes: bool, **fields: Any
+) -> Result:
+    """Requests one after the other, each from the model that the one before it left.
+
+    The folder --out gets a model folder for each request, 01, 02 and so on. A sequence that was
+    interrupted goes on when it is called again in the same way.
+    """
+    request = _request(call, method, yes, dry_run, {**fields, "forget": forget[0]})
+    from sisa.approximate.sequence import run
+
+    return run(request, forget, dry_run=dry_run, report=_Steps().show, several=on_workers)
 
 
 class _Steps:

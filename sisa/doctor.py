@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from data_index import sources
@@ -76,7 +77,7 @@ def standing(context: Context, environment: Mapping[str, str] = os.environ) -> l
         *_checked("requests", lambda: _requests(context)),
         *_checked("mirror", lambda: _mirror(context)),
         *_checked("mirror", lambda: mirror_reach.findings(tracking, context.folder)),
-        *_checked("quorum", lambda: _quorum(context)),
+        *_checked("quorum", lambda: _steady(context, _quorum)),
     ]
 
 
@@ -91,7 +92,8 @@ def _learner(context: Context, rehearsed: Callable[[], Rehearsed]) -> list[Findi
         remedy = "Set recipe.training.min_batch to 2 or more."
         return [Finding(severity="error", check="learner", message=message, remedy=remedy)]
     dry = rehearsed()
-    served = _checked("environment", lambda: environments.stages(context, dry.fingerprint))
+    stages = partial(environments.stages, here=dry.fingerprint)
+    served = _checked("environment", lambda: _steady(context, stages))
     return [*dry.findings, *served]
 
 
@@ -114,15 +116,16 @@ def _raised(name: str, error: SisaError) -> Finding:
 def _data(context: Context) -> list[Finding]:
     """What rows show; nothing more once they cannot be had."""
     try:
-        views = _views(context)
+        rows = context.steady(lambda: _sample(context, _views(context)))
+        found = [*(_rows(context, rows) if rows else _nothing())]
     except SisaError as error:
-        return [_raised("data", error)]
-    found = _checked("generation", lambda: _generation(context, views))
-    try:
-        rows = _sample(context, views)
-    except SisaError as error:
-        return [*found, _raised("data", error)]
-    return [*found, *(_rows(context, rows) if rows else _nothing())]
+        found = [_raised("data", error)]
+    return [*found, *_checked("generation", lambda: _steady(context, _generation))]
+
+
+def _steady(context: Context, check: Callable[[Context], Iterable[Finding]]) -> Iterable[Finding]:
+    """A check of what the pointers name, whoever moves them meanwhile."""
+    return context.steady(lambda: list(check(context)))
 
 
 def _views(context: Context) -> tuple[PartitionView, ...]:
@@ -164,14 +167,14 @@ def _rows(context: Context, rows: Sample) -> Iterator[Finding]:
         yield from _checked("subjects", lambda: balance.subjects(rows))
 
 
-def _generation(context: Context, views: tuple[PartitionView, ...]) -> Iterator[Finding]:
+def _generation(context: Context) -> Iterator[Finding]:
     """A current generation of another recipe or of other data."""
     current = context.current()
     if current is None:
         return
     generation = current[1]
     recipe = generation.training != context.training
-    now = tuple((v.shard, v.slice, v.rows, v.logical) for v in views)
+    now = tuple((v.shard, v.slice, v.rows, v.logical) for v in _views(context))
     # While requests wait, what is served is meant to be older than the data.
     data = generation.partitions != now and not context.ledger.pending().requests
     if recipe or data:

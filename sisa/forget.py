@@ -232,7 +232,7 @@ def _full(context: Context, worked: Worked | None) -> int:
     """What training everything would visit, as the build found it or, without one, a walk."""
     if worked is not None and worked.requests:
         return worked.samples_full
-    return plan.forecast(context, Selection.nothing()).cost.full
+    return context.steady(lambda: plan.forecast(context, Selection.nothing()).cost.full)
 
 
 def _status(

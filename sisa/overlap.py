@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from data_index import keys, lineage, sources
-from data_index.dataset import DataSet
 from data_index.keys import Keys
 from data_index.lineage import Selection
 from data_index.schema import RECORD_KEY, SUBJECT_KEY
@@ -44,8 +43,7 @@ def findings(context: Context, paths: Sequence[Path]) -> Iterator[Finding]:
     """
     if not paths:
         return
-    dataset = context.dataset()
-    if not dataset.partitions:
+    if not context.steady(context.dataset).partitions:
         yield Finding(
             severity="info",
             check="held_out",
@@ -54,7 +52,7 @@ def findings(context: Context, paths: Sequence[Path]) -> Iterator[Finding]:
         )
         return
     for file in sources.expand(list(paths)):
-        yield from _told(file.name, shared(context, dataset, file), context)
+        yield from _told(file.name, shared(context, file), context)
 
 
 def _told(name: str, found: Shared, context: Context) -> Iterator[Finding]:
@@ -76,8 +74,8 @@ def _told(name: str, found: Shared, context: Context) -> Iterator[Finding]:
         )
 
 
-def shared(context: Context, dataset: DataSet, file: Path) -> Shared:
-    """Compare a file, read as `evaluate` reads it, with the lineage of a data set.
+def shared(context: Context, file: Path) -> Shared:
+    """Compare a file, read as `evaluate` reads it, with the lineage of the data set.
 
     Raises:
         DataError: It does not fit the recipe.
@@ -89,14 +87,20 @@ def shared(context: Context, dataset: DataSet, file: Path) -> Shared:
         records.append(keys.record_keys(context.ring, batch.record_ids))
         subjects.append(keys.subject_keys(context.ring, batch.subject_ids))
     named = Selection(_distinct(subjects), _distinct(records))
-    held = lineage.find(context.store, dataset.by_record, dataset.by_subject, named)
-    held = held.filter(pa.array(~context.ledger.pending().gone.mask(held)))
+    held = context.steady(lambda: _rows(context, named))
     return Shared(
         rows=rows,
         records=_held(named.records, keys.from_arrow(held[RECORD_KEY])),
         subjects=_held(named.subjects, keys.from_arrow(held[SUBJECT_KEY])),
         of=len(named.subjects),
     )
+
+
+def _rows(context: Context, named: Selection) -> pa.Table:
+    """Lineage rows of some ids, without what is accepted."""
+    dataset = context.dataset()
+    held = lineage.find(context.store, dataset.by_record, dataset.by_subject, named)
+    return held.filter(pa.array(~context.ledger.pending().gone.mask(held)))
 
 
 def _distinct(parts: list[Keys]) -> Keys:

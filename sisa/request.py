@@ -132,7 +132,9 @@ def _steps(context: Context, request: Request, rewritten: bool) -> Iterator[Requ
     yield RequestStep(name="rolled_back", done=True)
     yield RequestStep(name="rebuilt", done=certified or rebuilt)
     yield RequestStep(name="rewritten", done=certified or rewritten)
-    purged = certified or (rewritten and rebuilt and not purge.unreachable(context))
+    purged = certified or (
+        rewritten and rebuilt and not context.steady(lambda: purge.unreachable(context))
+    )
     yield RequestStep(name="purged", done=purged)
     yield RequestStep(name="certified", done=certified)
 

@@ -1159,8 +1159,41 @@ class Unlearned(Result):
     verdict: Literal["not evaluated", "evaluated"]
     """`not evaluated` unless membership, relearning and quantisation were all evaluated."""
 
+    evidence: dict[str, Any]
+    """What was measured, part by part, as in the statement; each is there whole, or is
+    `not evaluated`."""
+
     run: str | None
     """Id of the run in MLflow; null if none was logged."""
 
     warnings: tuple[str, ...]
     """What to know, a sentence each."""
+
+
+class AfterRequest(Result):
+    """One request of a sequence, and what the model says after it."""
+
+    unlearned: Unlearned
+    """What was done."""
+
+    forgotten: tuple[float, ...]
+    """Mean probability, 0 to 1, of the items of each request so far, the first one first."""
+
+    kept: float | None
+    """Mean probability of the items to keep; null without a retain file."""
+
+
+class UnlearnedInTurn(Result):
+    """`sisa unlearn sequence`: requests one after the other; approximate, whatever the method."""
+
+    status: Literal["planned", "written"]
+    """`planned` is a dry run."""
+
+    exactness: Literal["approximate"]
+    """Never anything else."""
+
+    out: str
+    """The folder with a model folder for each request."""
+
+    requests: tuple[AfterRequest, ...]
+    """The requests in their order; empty in a dry run."""

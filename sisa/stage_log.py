@@ -10,15 +10,19 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_index.storage import FileRef, Store, canonical_json, sha256
 from sisa import checkpoint
-from sisa.errors import ExactnessError
+from sisa.errors import BusyError, ExactnessError, NotFoundError
 from sisa.stage import Link
 
 FOLDER = "stages"
+ATTEMPTS = 100
+"""How often a shard is read again because a purge came in between."""
+
 INTERVAL = 1.5
 """Seconds between two segments: what a killed worker does again at most."""
 
@@ -122,7 +126,15 @@ def read_shard(store: Store, shard: int) -> dict[str, StageRecord]:
 
     Raises:
         ExactnessError: Two attempts disagree on the tensors of a stage.
+        BusyError: Segments are written anew faster than they can be read.
     """
+    for _ in range(ATTEMPTS):
+        with suppress(NotFoundError):  # a purge has written a segment anew since it was listed
+            return _union(store, shard)
+    raise BusyError(f"The stage log of shard {shard} changes too fast.", "Try again.")
+
+
+def _union(store: Store, shard: int) -> dict[str, StageRecord]:
     found: dict[str, StageRecord] = {}
     for name in store.list(f"{FOLDER}/{shard:04d}"):
         for record in read_segment(store, name):

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -49,7 +50,9 @@ def keys(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
 def store(found: Store) -> Iterator[Finding]:
     """A store that cannot be written; only writing shows it."""
     try:
-        found.scratch().rmdir()
+        folder = found.scratch()
+        with suppress(FileNotFoundError):  # another one's purge has swept it
+            folder.rmdir()
     except OSError as error:
         yield Finding(
             severity="error",

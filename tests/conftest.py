@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from sisa import outbox
+
 SECRET = "5ec2e7" * 10 + "0000"
 """A workspace secret that no worker may get to see."""
 
@@ -27,6 +29,14 @@ SECRET = "5ec2e7" * 10 + "0000"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that neither of two processes is left alone with it at the end."""
     items.sort(key=lambda item: "torture" not in item.nodeid)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> Iterator[None]:
+    """On a busy machine MLflow takes longer to be loaded than a user is to wait for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outbox, "BUDGET", 400.0)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +89,7 @@ def mlflow_starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def mlflow_server(mlflow_starting: str) -> str:
     """Its address, once it answers."""
-    for _ in range(600):
+    for _ in range(1800):
         try:
             with urllib.request.urlopen(f"{mlflow_starting}/health", timeout=5):
                 return mlflow_starting

@@ -151,7 +151,8 @@ def test_what_a_mirror_missed_is_delivered_by_the_next_command(
     assert len(warnings) == 1 and "1 generation waits" in warnings[0]
     code = f"""
 import sys
-from sisa import Workspace
+from sisa import Workspace, outbox
+outbox.BUDGET = 400.0
 ws = Workspace.open({str(shop.folder)!r}, ["runtime.tracking.uri={shop.uri}"])
 ws.ingest()  # publishes nothing, and is not closed
 assert not {{"mlflow", "torch"}} & set(sys.modules)
@@ -276,7 +277,7 @@ class serving:
             )
 
     def __enter__(self) -> str:
-        for _ in range(600):
+        for _ in range(1800):
             try:
                 with urllib.request.urlopen(f"{self.address}/health", timeout=5):
                     return self.address
@@ -364,7 +365,7 @@ time.sleep(600)
     finally:
         parent.kill()
         parent.communicate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while alive(child):
         assert time.monotonic() < deadline, "the messenger outlives its parent"
         time.sleep(0.1)

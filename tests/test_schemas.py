@@ -36,7 +36,7 @@ def names(group: click.Group, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-APART = ("unlearn", "unlearn-list")
+APART = ("unlearn", "unlearn-list", "unlearn-sequence")
 """Commands without a workspace, whose documents tests/approximate holds against their schemas."""
 
 COMMANDS = sorted({*names(main), *APART})

@@ -60,7 +60,7 @@ class Items:
     def digests(self) -> Iterator[bytes]:
         """16 bytes per item that tell its tokens and labels, whatever its id."""
         for tokens, labels in zip(self.tokens, self.labels, strict=True):
-            yield _digest(tokens.cpu().numpy().tobytes(), labels.cpu().numpy().tobytes())
+            yield digest(tokens.cpu().numpy().tobytes(), labels.cpu().numpy().tobytes())
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Examples:
     def digests(self) -> Iterator[bytes]:
         """16 bytes per example that tell its input and label, whatever its id."""
         for row, label in zip(self.inputs.cpu(), self.labels.cpu(), strict=True):
-            yield _digest(row.contiguous().numpy().tobytes(), label.numpy().tobytes())
+            yield digest(row.contiguous().numpy().tobytes(), label.numpy().tobytes())
 
 
 Batch = Items | Examples
@@ -165,7 +165,7 @@ def read_texts(
         DataError: A column is missing, a cell is empty or no text, or an answer is too long.
         NotFoundError: There is no such file.
     """
-    columns = _read(path)
+    columns = _texts(path)
     start, end = _token(tokenizer, "bos_token_id"), _token(tokenizer, "eos_token_id")
     items: list[tuple[str, list[int], list[int]]] = []
     if "text" in columns:
@@ -174,7 +174,7 @@ def read_texts(
             step = max_tokens or len(tokens)
             for at in range(0, len(tokens), step):
                 window = tokens[at : at + step]
-                items.append((_id([text, at]), window, window))
+                items.append((opaque([text, at]), window, window))
     else:
         pairs = zip(columns["question"], columns["answer"], strict=True)
         for row, (question, answer) in enumerate(pairs):
@@ -187,7 +187,7 @@ def read_texts(
                     "Raise the longest item, or shorten the row.",
                 )
             labels = [IGNORED] * len(before) + after
-            items.append((_id([question, answer]), before + after, labels))
+            items.append((opaque([question, answer]), before + after, labels))
     return Items(
         tuple(name for name, _, _ in items),
         tuple(torch.tensor(tokens, dtype=torch.int64) for _, tokens, _ in items),
@@ -195,7 +195,16 @@ def read_texts(
     )
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
+def read_table(path: Path) -> Any:
+    """A file as an Arrow table.
+
+    Args:
+        path: Parquet, CSV or JSON lines.
+
+    Raises:
+        DataError: It is of another kind, or damaged.
+        NotFoundError: There is no such file.
+    """
     from pyarrow import ArrowException, csv, json, parquet
 
     readers = {".parquet": parquet.read_table, ".csv": csv.read_csv}
@@ -207,9 +216,13 @@ def _read(path: Path) -> dict[str, list[Any]]:
             f"{path.name} is of a kind that cannot be read.", "Give Parquet, CSV or JSON lines."
         )
     try:
-        table = readers[path.suffix.lower()](path)
+        return readers[path.suffix.lower()](path)
     except (ArrowException, UnicodeDecodeError):  # their texts may quote the file
         raise DataError(f"{path.name} is damaged, or of another kind than its name.") from None
+
+
+def _texts(path: Path) -> dict[str, list[Any]]:
+    table = read_table(path)
     for wanted in (["text"], ["question", "answer"]):
         if set(wanted) <= set(table.column_names):
             return {name: table[name].to_pylist() for name in wanted}
@@ -234,12 +247,14 @@ def _token(tokenizer: Any, name: str) -> list[int]:
     return [] if found is None else [int(found)]
 
 
-def _id(parts: list[Any]) -> str:
-    return _digest(canonical_json(parts)).hex()
+def opaque(parts: list[Any]) -> str:
+    """The id of an item that these values tell from others; it names none of them."""
+    return digest(canonical_json(parts)).hex()
 
 
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+def digest(*parts: bytes) -> bytes:
+    """16 bytes that tell these parts, one by one, from others."""
+    state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.digest()

@@ -85,6 +85,10 @@ class Controller:
         """Say why the run ends, or None while it goes on."""
         return None
 
+    def gives_up(self, state: State) -> bool:
+        """Say whether the epoch that just ended is undone, and the run with it."""
+        return False
+
     def notes(self, state: State) -> tuple[str, ...]:
         """Give sentences for the report on what a reader should know."""
         return ()
@@ -236,6 +240,10 @@ class UtilityFloor(Controller):
         told = below if isinstance(below, str) else f"{below:.4g}"
         return f"Utility is {told}, below the floor of {self.floor:g}."
 
+    def gives_up(self, state: State) -> bool:
+        """Undo the epoch that fell below the floor."""
+        return state["below"] is not None
+
 
 @dataclass(frozen=True)
 class Together(Controller):
@@ -286,6 +294,10 @@ class Together(Controller):
         """End as soon as one of them ends."""
         reasons = (part.stopped(own) for part, own in self._each(state))
         return next((reason for reason in reasons if reason is not None), None)
+
+    def gives_up(self, state: State) -> bool:
+        """Undo what one of them undoes, whatever the others say."""
+        return any(part.gives_up(own) for part, own in self._each(state))
 
     def notes(self, state: State) -> tuple[str, ...]:
         """Give the sentences of all of them."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
 from sisa.approximate.controllers import Controller
+from sisa.approximate.edits.given import Edited, Given
 from sisa.approximate.objectives.rows import RowFunction
 from sisa.approximate.objectives.sequences import Reduction
 from sisa.approximate.rows import RowReference, Rows
@@ -117,6 +118,7 @@ class Method:
         cost: What it costs beyond one pass over the forget set, in words.
         source: Where it comes from.
         build: Makes the parts from the settings it names; None for an edit.
+        edit: Takes what it is given and the settings it names; None for an objective.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Method:
     cost: str
     source: str
     build: Callable[..., Parts] | None = None
+    edit: Callable[..., Edited] | None = None
     parts: Parts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ class Method:
     @property
     def retain(self) -> tuple[Term | HiddenTerm, ...]:
         """Terms on what is retained; none where alpha is zero."""
-        return self.parts.retain if self.alpha else ()
+        return self.parts.retain if self.parts.retain and self.alpha else ()
 
     @property
     def gamma(self) -> float:
@@ -164,6 +167,24 @@ class Method:
         if not isinstance(value, int | float):
             raise UsageError(f"{name} of {self.name} is {value!r}.", "Give a number.")
         return float(value)
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The type of each setting of its own, by name."""
+        function = self.build or self.edit
+        hints = {} if function is None else get_type_hints(function)
+        return {name: hint for name, hint in hints.items() if name in self.defaults}
+
+    def edited(self, given: Given) -> Edited:
+        """Give the edit what it needs, with the method's settings.
+
+        Raises:
+            UsageError: The method is no edit.
+            SisaError: Whatever the edit refuses.
+        """
+        if self.edit is None:
+            raise UsageError(f"{self.name} is no edit.", "Train with it.")
+        return self.edit(given, **{name: self.defaults[name] for name in _settings(self.edit)})
 
     @property
     def controller(self) -> Controller:
@@ -206,6 +227,24 @@ _BROUGHT: Mapping[Data, str] = {
 
 def _arguments(build: Callable[..., Parts] | None) -> tuple[str, ...]:
     return () if build is None else tuple(inspect.signature(build).parameters)
+
+
+def _settings(edit: Callable[..., Edited]) -> dict[str, Setting]:
+    """The settings of an edit, which it takes by keyword alone, with their defaults."""
+    given = inspect.signature(edit).parameters.values()
+    return {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
+
+
+def edit(
+    name: str,
+    function: Callable[..., Edited],
+    *,
+    also: tuple[str, ...] = (),
+    cost: str,
+    source: str,
+) -> Method:
+    """Declare an edit; what `function` takes by keyword alone becomes its settings."""
+    return Method(name, "edit", _settings(function), also, cost, source, edit=function)
 
 
 def objective(

@@ -88,10 +88,11 @@ class Attack(Part):
     """Area under the ROC curve; 0.5 is a guess."""
 
     tpr_at_1_percent: Share | NotEvaluated
-    """True positive rate at 1% false positives; needs 100 items that were never seen."""
+    """True positive rate at 1% false positives, of the better direction: the forgotten may stand
+    out as known or as unknown. It needs 100 items that were never seen."""
 
     tpr_at_01_percent: Share | NotEvaluated
-    """True positive rate at 0.1% false positives; needs 1000 items that were never seen."""
+    """The same at 0.1% false positives; needs 1000 items that were never seen."""
 
 
 class Membership(Part):

@@ -2,42 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from sisa.approximate.batches import Batch, Items, read_texts
-from sisa.errors import DataError
+import torch
+
+from sisa.approximate.batches import Batch, Examples, read_texts
+from sisa.approximate.classifier_folder import FolderClassifier
+from sisa.approximate.edits.partial import flipped
+from sisa.approximate.examples import read_examples
+from sisa.approximate.models import LanguageModel, Subject
+from sisa.errors import ConfigurationError, DataError
 
 
-def read(path: Path, what: str, tokenizer: Any, prompt: str, max_tokens: int | None) -> Items:
-    """The items of a file.
+def read(path: Path, what: str, subject: Subject, prompt: str, max_tokens: int | None) -> Batch:
+    """The items of a file, as the kind of model takes them.
 
     Args:
-        path: Parquet, CSV or JSON lines; see `read_texts`.
+        path: Parquet, CSV or JSON lines; see `read_texts` and `read_examples`.
         what: Names it in an error: `forget`, `retain` or `alternatives`.
-        tokenizer: Of transformers.
-        prompt: What stands before an answer; `{}` is the question.
-        max_tokens: Longest item.
+        subject: The model: a language model with its tokenizer, or a classifier of a folder.
+        prompt: What stands before an answer; `{}` is the question. For texts alone.
+        max_tokens: Longest item. For texts alone.
 
     Raises:
         DataError: It holds no item, or none with a labelled position, or cannot be read.
+        ConfigurationError: The model takes no such items.
         NotFoundError: There is no such file.
     """
-    empty = path.is_file() and path.stat().st_size == 0
-    found = None if empty else read_texts(path, tokenizer, prompt=prompt, max_tokens=max_tokens)
+    found = None
+    if not path.is_file() or path.stat().st_size:
+        found = _items(path, what, subject, prompt, max_tokens)
     if found is None or not len(found):
         raise DataError(f"The {what} file holds no item.", "Put at least one row into it.")
     if not any(found.counts()):
         raise DataError(
             f"No item of the {what} file has a labelled position, so there is nothing to learn "
             "from it.",
-            "An item needs two tokens, and an answer one.",
+            "An item needs two tokens, an answer one, and an example a label.",
         )
     return found
 
 
+def other_labels(forget: Examples, classes: int, seed: int) -> Examples:
+    """The same examples with other labels, each of the other classes equally likely.
+
+    What stands in for a file of alternatives where a classifier is to learn wrong labels.
+
+    Args:
+        forget: The examples.
+        classes: How many there are.
+        seed: Of what is drawn.
+
+    Raises:
+        ConfigurationError: There is no other class.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    return replace(forget, labels=flipped(forget.labels, classes, draws))
+
+
+def _items(path: Path, what: str, subject: Subject, prompt: str, max_tokens: int | None) -> Batch:
+    if isinstance(subject, FolderClassifier):
+        return read_examples(path, what, subject)
+    if isinstance(subject, LanguageModel):
+        return read_texts(path, subject.tokenizer, prompt=prompt, max_tokens=max_tokens)
+    raise ConfigurationError(
+        "The columns of this classifier's examples are not known.", "Give a FolderClassifier."
+    )
+
+
 def check(
-    forget: Batch, retain: Batch | None = None, alternatives: Batch | None = None
+    forget: Batch,
+    retain: Batch | None = None,
+    alternatives: Batch | None = None,
+    holdout: Batch | None = None,
 ) -> tuple[str, ...]:
     """Check what is to be forgotten against what else was given.
 
@@ -45,6 +83,7 @@ def check(
         forget: The items to forget.
         retain: Those to keep.
         alternatives: Those to say instead, one for each item to forget.
+        holdout: Those that no model ever saw.
 
     Returns:
         Warnings, one sentence each.
@@ -52,7 +91,7 @@ def check(
     Raises:
         DataError: An item is in two files, or there are too many or too few alternatives.
     """
-    named = {"forget": forget, "retain": retain, "alternatives": alternatives}
+    named = {"forget": forget, "retain": retain, "alternatives": alternatives, "holdout": holdout}
     digests = set(forget.digests())
     for name, items in list(named.items())[1:]:
         if items is not None and (both := len(digests & set(items.digests()))):
@@ -60,6 +99,14 @@ def check(
                 f"{both} of the items to forget are in the {name} file too.",
                 f"Take them out of the {name} file.",
             )
+    both = 0
+    if retain is not None and holdout is not None:
+        both = len(set(retain.digests()) & set(holdout.digests()))
+    if both:
+        raise DataError(
+            f"{both} items of the holdout file are in the retain file too.",
+            "No model may have seen what is held out.",
+        )
     if alternatives is not None and len(alternatives) != len(forget):
         raise DataError(
             f"There are {len(forget)} items to forget and {len(alternatives)} alternatives.",

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +28,15 @@ from sisa.approximate.objectives.hidden import control_vector
 from sisa.approximate.order import FORGET, RETAIN, Order
 from sisa.approximate.reference import Reference, digest
 from sisa.approximate.step import Pass, Sources
+from sisa.approximate.team import Alone, Team, like, own, whole
 from sisa.determinism import mix
 from sisa.errors import ConfigurationError, DivergedError, UsageError
 
 Report = Callable[[Mapping[str, float], int], None]
 """Takes what a step was, by name, and its number from 1: what MLflow's `log_metrics` takes."""
 
-Measurer = Callable[[frozenset[Measure]], Measured]
-"""Measures what a controller asks for at the end of an epoch."""
+Measurer = Callable[[frozenset[Measure], Sequence[str]], Measured]
+"""Measures what a controller asks for at the end of an epoch; takes the ids still active too."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Settings:
     max_grad_norm: float = 1.0
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
-    chunk_rows: int = 128
+    chunk_rows: int = 256
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
@@ -141,6 +143,9 @@ def run(
     alternatives: Batch | None = None,
     neighbours: Batch | None = None,
     measure: Measurer | None = None,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    team: Team | None = None,
+    identity: str | None = None,
 ) -> Outcome:
     """Train a model by a method; take the run up where a checkpoint is.
 
@@ -156,6 +161,9 @@ def run(
         alternatives: Items of `forget`, in its order, with other labels or answers.
         neighbours: For each item of `forget`, the nearest retained one.
         measure: Measures what the method's controller asks for.
+        after_epoch: Called after each epoch, from 0, that is not given up; before its checkpoint.
+        team: Those who make the run together, each with this call; None is this process alone.
+        identity: Of the run, where the model is held in parts; see `identity_of`.
 
     Raises:
         UsageError: Nothing is to be forgotten, or data that the method needs is missing.
@@ -178,12 +186,13 @@ def run(
         settings.chunk_rows,
         settings.precision == "bf16",
         method.defaults.get("layer"),
+        team=team or Alone(),
     )
     if any(isinstance(t, HiddenTerm) and t.target == "control" for t in terms):
         control = _control(passes, method.number("coefficient"), settings.seed)
         passes = replace(passes, control=control)
     with torch.random.fork_rng(), torch.enable_grad():
-        going = _Run(passes, method, settings, folder, report, measure)
+        going = _Run(passes, method, settings, folder, report, measure, after_epoch, identity)
         return going.to_the_end()
 
 
@@ -198,7 +207,10 @@ class _Run:
         folder: Path | None,
         report: Report,
         measure: Measurer | None,
+        after_epoch: Callable[[int], None],
+        identity: str | None,
     ) -> None:
+        self._after_epoch = after_epoch
         self._pass, self._method, self._settings = passes, method, settings
         self._folder, self._report, self._measure = folder, report, measure
         sources = passes.sources
@@ -212,7 +224,9 @@ class _Run:
         self._place = Place(method.controller.sides(self._state, 0))
         self._losses: list[float] = []
         self._good: dict[str, Tensor] = {}
-        self._identity = "" if folder is None else _identity(passes, method, settings)
+        if identity is None and folder is not None:
+            identity = identity_of(passes.subject, sources, method, settings)
+        self._identity = identity or ""
         self._peak, self._seconds, self._since = Peak(passes.subject.device), 0.0, time.monotonic()
         self._resume()
         if not self._good:
@@ -230,7 +244,7 @@ class _Run:
                 self._place = replace(self._place, number=self._place.number + 1, start=0)
             else:
                 self._step(indices)
-        self._back_to_good(why)
+        self._back_to_good()
         self._save()
         if why is None and not self._losses:
             why = "nothing that is to be forgotten has a labelled position"
@@ -303,7 +317,8 @@ class _Run:
         sides = {side: value for side, value in found.items() if value is not None}
         loss = sum(self._factor(side, weights) * value for side, value in sides.items())
         parameters = self._parameters.values()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm))
+        found_norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm)
+        norm = float(whole(found_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged("loss" if not math.isfinite(loss) else "gradient")
         rate = self._settings.lr * min(1.0, (len(self._losses) + 1) / (self._settings.warmup or 1))
@@ -322,13 +337,16 @@ class _Run:
         controller, epoch = self._method.controller, self._place.epoch
         if controller.wants:
             assert self._measure is not None
+            ids = self._pass.sources.forget.ids
+            active = list(compress(ids, controller.active(self._state, ids)))
             with torch.no_grad():
-                measured = self._measure(controller.wants)
+                measured = self._measure(controller.wants, active)
             self._state = controller.epoch_ended(self._state, epoch, measured)
         else:
             self._state = controller.epoch_ended(self._state, epoch, Measured())
-        if controller.stopped(self._state) is None:
+        if not controller.gives_up(self._state):
             self._keep_good()
+            self._after_epoch(epoch)
         passes = controller.sides(self._state, epoch + 1)
         self._place = replace(self._place, passes=passes, epoch=epoch + 1, number=0, start=0)
 
@@ -338,9 +356,9 @@ class _Run:
             self._good = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
-    def _back_to_good(self, why: str | None) -> None:
-        """Give up the epoch that ended the run, where utility is what it is judged by."""
-        if why is not None:
+    def _back_to_good(self) -> None:
+        """Give up the epoch that ended the run, where the controller says so."""
+        if self._method.controller.gives_up(self._state):
             for name, tensor in self._good.items():
                 self._parameters[name].copy_(tensor)
 
@@ -350,13 +368,13 @@ class _Run:
         Raises:
             DivergedError: A parameter is no longer a number; the checkpoint before stays.
         """
-        if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
+        team, parameters = self._pass.team, self._parameters
+        broken = sum(not bool(torch.isfinite(own(p)).all()) for p in parameters.values())
+        if team.sum(torch.tensor(broken)):
             raise self._diverged("parameter")
         if self._folder is None or not self._settings.checkpoint_every:
             return
-        tensors: dict[str, Tensor] = {
-            f"parameter/{name}": p for name, p in self._parameters.items()
-        }
+        tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in parameters.items()}
         tensors |= {f"good/{name}": p for name, p in self._good.items()}
         for number, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": t for name, t in state.items()}
@@ -366,8 +384,10 @@ class _Run:
             "losses": self._losses,
             "seconds": self._spent(),
         }
-        where = progress.Progress(self._identity, self._place.step, tensors, values)
-        progress.write(self._folder, where)
+        tensors = team.gather(tensors)
+        if team.first:
+            where = progress.Progress(self._identity, self._place.step, tensors, values)
+            progress.write(self._folder, where)
 
     def _resume(self) -> None:
         if self._folder is None or (kept := progress.read(self._folder, self._identity)) is None:
@@ -377,12 +397,14 @@ class _Run:
             for name, tensor in kept.tensors.items():
                 kind, _, rest = name.partition("/")
                 if kind == "parameter":
-                    self._parameters[rest].copy_(tensor)
+                    self._parameters[rest].copy_(like(tensor, self._parameters[rest]))
                 elif kind == "good":
-                    self._good[rest] = tensor.to(self._parameters[rest].device)
+                    self._good[rest] = like(tensor, self._parameters[rest])
                 else:
                     number, _, field = rest.partition("/")
-                    optimizer.setdefault(int(number), {})[field] = tensor
+                    of = list(self._parameters.values())[int(number)]
+                    held = like(tensor, of) if tensor.shape == of.shape else tensor
+                    optimizer.setdefault(int(number), {})[field] = held
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
         place = dict(kept.values["place"])
@@ -402,16 +424,22 @@ class _Run:
         )
 
 
-def _identity(passes: Pass, method: Method, settings: Settings) -> str:
-    """Digest of all that the parameters after a run are a function of."""
-    sources = passes.sources
+def identity_of(subject: Subject, sources: Sources, method: Method, settings: Settings) -> str:
+    """Digest of all that the parameters after a run are a function of.
+
+    Args:
+        subject: The model as it is before, whole.
+        sources: All items.
+        method: What is minimised.
+        settings: How.
+    """
     sides = (sources.forget, sources.retain, sources.alternatives, sources.neighbours)
     chosen = {name: value for name, value in asdict(settings).items() if name != "checkpoint_every"}
     found = {
         "settings": {name: str(value) for name, value in chosen.items()},
         "method": [method.name, {name: str(value) for name, value in method.defaults.items()}],
-        "trained": sorted(passes.subject.trainable()),
-        "model": digest(passes.subject),
+        "trained": sorted(subject.trainable()),
+        "model": digest(subject),
         "items": [[d.hex() for d in side.digests()] if side is not None else [] for side in sides],
         "ids": [list(side.ids) if side is not None else [] for side in sides],
     }

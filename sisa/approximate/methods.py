@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from sisa.approximate.controllers import Alternating, Dual, PerItemStop
 from sisa.approximate.declaration import Data, HiddenTerm, Method, Parts, Term, objective
+from sisa.approximate.edits.registry import EDITS
 from sisa.approximate.objectives.hidden import distance
 from sisa.approximate.objectives.rows import ce_u, divergence, margin, nll, temperature, undial
 from sisa.approximate.objectives.sequences import (
@@ -27,9 +28,15 @@ __all__ = ["METHODS", "NEEDS", "HiddenTerm", "Method", "Parts", "Term"]
 
 NEEDS: Mapping[str, str] = {
     "adapter": "adapter layers beside frozen weights",
+    "adapters": "adapter folders of several requests",
     "alternatives": "other answers or labels for what is to be forgotten",
+    "classifier": "a classifier",
+    "language": "a language model",
+    "log": "the update log of the model's training",
+    "original": "the model as it was before",
     "retain": "data that stays",
     "similarity": "continuations of the model, compared by BLEU or ROUGE after each epoch",
+    "statistics": "data that stays, or the importance of all data",
 }
 """What a method may need, in words for a user."""
 
@@ -263,9 +270,6 @@ OBJECTIVES = (
     ),
 )
 """Methods that the loop trains."""
-
-EDITS: tuple[Method, ...] = ()
-"""Methods without an optimizer: `Method(name, "edit", defaults, also, cost, source)` each."""
 
 METHODS: Mapping[str, Method] = {method.name: method for method in (*OBJECTIVES, *EDITS)}
 """All methods by name."""

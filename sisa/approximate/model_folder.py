@@ -49,7 +49,8 @@ def written(out: Path, scratch: Path) -> Iterator[Path]:
 
 @contextmanager
 def own(folder: Path) -> Iterator[Path]:
-    """A working folder of one process at a time; it stays when the block ends with an error.
+    """A working folder of one process at a time; it stays when the block ends with an error, if
+    there is anything in it.
 
     Raises:
         BusyError: Another process works in it.
@@ -60,7 +61,12 @@ def own(folder: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BusyError("Another process does the same at this moment.", "Wait.") from None
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if [*folder.iterdir()] == [folder / "lock"]:  # nothing that could be gone on from
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
 
 

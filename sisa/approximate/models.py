@@ -33,6 +33,7 @@ class HiddenRows:
         item: Index of the item of each row in its batch, ascending, int64 [N].
         items: Items of the batch B, those without a row included.
         head: Makes logits [n, V] of hidden [n, d].
+        matrix: [V, d], of the dtype of `hidden`, where the head is a product with it and no more.
     """
 
     hidden: Tensor
@@ -40,6 +41,7 @@ class HiddenRows:
     item: Tensor
     items: int
     head: Callable[[Tensor], Tensor]
+    matrix: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class LanguageModel:
             hidden = torch.zeros(0, width, dtype=self._head.weight.dtype, device=self.device)
         else:
             hidden = self._last(pack).index_select(0, at)
-        return HiddenRows(hidden, pack.labels[at + 1], pack.item[at], pack.items, self._head)
+        labels, item, matrix = pack.labels[at + 1], pack.item[at], self._matrix(hidden.dtype)
+        return HiddenRows(hidden, labels, item, pack.items, self._head, matrix)
 
     def hidden(self, batch: Items, layer: int) -> HiddenPositions:
         """Hidden states of all positions after a block, which is the last that is computed.
@@ -158,6 +161,25 @@ class LanguageModel:
             raise _no_adapter()
         with self.module.disable_adapter():
             yield
+
+    def drop_adapter(self) -> None:
+        """Take the adapter out, in place: what is left has the bits it was put on.
+
+        Raises:
+            ConfigurationError: There is no adapter.
+        """
+        if not self.adapted:
+            raise _no_adapter()
+        self._module, self.adapted = self.module.unload().requires_grad_(True), False
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor | None:
+        """What the head multiplies with, if that is all it does and nobody watches."""
+        head, weight = self._head, self._head.weight
+        plain = type(head) is nn.Linear and type(weight) is nn.Parameter and head.bias is None
+        watched = head._forward_hooks or head._forward_pre_hooks
+        cast = dtype != weight.dtype or torch.is_autocast_enabled(weight.device.type)
+        exact = dtype in (torch.float32, torch.float64)
+        return weight if plain and exact and not (watched or cast) else None
 
     def _last(self, pack: Packed) -> Tensor:
         """The last hidden states, [T, d].

@@ -40,7 +40,7 @@ class Reference(Protocol):
     """What a method asks of the reference."""
 
     def scores(self, batch: Batch) -> Tensor:
-        """Summed nll of each item, float [B]; 0 for one without rows."""
+        """Summed nll of each item, float64 [B]; 0 for one without rows."""
         ...
 
     def rows(self, batch: Batch) -> Chunk:
@@ -74,9 +74,9 @@ class Live:
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Tensor:
-        """Summed nll of each item, float [B]."""
+        """Summed nll of each item, float64 [B]."""
         rows = self._rows(batch)
-        values = row_values(rows, [nll], None, self._chunk)[:, 0]
+        values = row_values(rows, [nll], None, self._chunk)[:, 0].double()
         return item_sums(values, rows.item, rows.items)
 
     def rows(self, batch: Batch) -> Chunk:
@@ -120,7 +120,7 @@ class Kept:
         self._device, self._values = device, values
 
     def scores(self, batch: Batch) -> Tensor:
-        """Summed nll of each item, float [B].
+        """Summed nll of each item, float64 [B].
 
         Raises:
             IncompleteError: An item was not there when scores were kept.

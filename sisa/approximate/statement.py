@@ -60,13 +60,13 @@ class Data(Part):
 
 
 class Base(Part):
-    """The model that was to forget."""
+    """A folder that was read, such as that of the model that was to forget, or a single file."""
 
     files: Number
-    """Count of files in its folder."""
+    """Count of files in the folder."""
 
     digest: Digest
-    """See `folder_digest`."""
+    """Of a folder see `folder_digest`; of a file its sha256."""
 
 
 class Work(Part):
@@ -127,6 +127,15 @@ class Approximation(Part):
 
     alternatives: Data | Literal["none"]
     """What it was to say instead."""
+
+    holdout: Data | Literal["none"]
+    """What no model ever saw, beside which membership is asked."""
+
+    retrained: Base | Literal["none"]
+    """A model that never saw what is to be forgotten, which it is compared with."""
+
+    brought: dict[str, Base]
+    """What else the method read: logs, models, adapters and measurements, by name."""
 
     work: Work
     """What the method did."""
@@ -237,7 +246,9 @@ def differences(stated: Statement, folder: Path) -> list[str]:
 
 
 def base(folder: Path) -> Base:
-    """What names a model folder."""
+    """What names a model folder, or a file."""
+    if folder.is_file():
+        return Base(files=1, digest=file_digest(folder))
     return Base(files=len(_files(folder)), digest=folder_digest(folder))
 
 

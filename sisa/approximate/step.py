@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from sisa.approximate.batches import Batch
-from sisa.approximate.chunks import row_values
+from sisa.approximate.chunks import Loss, add_gradients
 from sisa.approximate.controllers import Side
 from sisa.approximate.declaration import Data, HiddenTerm, Term
 from sisa.approximate.models import Subject
 from sisa.approximate.reference import Reference
+from sisa.approximate.team import Alone, Team
 from sisa.errors import ConfigurationError, UsageError
 
 Micro = Sequence[Sequence[int]]
@@ -78,6 +80,7 @@ class Pass:
         bf16: Compute in bfloat16 where it is safe; parameters and losses stay as they are.
         layer: Of hidden terms.
         control: Vector [d] of hidden terms, if one has such a target.
+        team: Those who share the micro-batches out among them.
     """
 
     subject: Subject
@@ -87,6 +90,7 @@ class Pass:
     bf16: bool = False
     layer: Any = None
     control: Tensor | None = None
+    team: Team = field(default_factory=Alone)
 
     def side(
         self, terms: Sequence[Term | HiddenTerm], micro: Mapping[Side, Micro], factor: float
@@ -117,7 +121,8 @@ class Pass:
         if whole is None or not whole.rows:
             return None
         scores = self._scores(whole) if any(t.reference == "scores" for t in terms) else None
-        known = torch.zeros(whole.rows, len(terms), device=self.subject.device)
+        # sums over an item are of thousands of nats, and what counts is how they differ
+        known = torch.zeros(whole.rows, len(terms), dtype=torch.float64, device=self.subject.device)
 
         def loss(values: Tensor) -> Tensor:
             columns = values.unbind(1)
@@ -127,39 +132,50 @@ class Pass:
             )
             return torch.stack(list(reduced)).sum()
 
-        parts = [(batch, at) for batch, _, at in whole if len(at)]
-        for batch, at in parts:
-            values = self._values(terms, batch)
-            known = known.to(values.dtype)
-            (factor * loss(known.index_copy(0, at, values))).backward()  # type: ignore[no-untyped-call]
-            known.index_copy_(0, at, values.detach())
-        return float(loss(known))
+        def among(at: Tensor, share: float, rows: slice, values: Tensor) -> Tensor:
+            return share * loss(known.index_copy(0, at[rows], values.double()))
 
-    def _values(self, terms: Sequence[Term], batch: Batch) -> Tensor:
-        """Values [N, F] of a micro-batch."""
+        parts = [(batch, at) for batch, _, at in whole if len(at)]
+        for (batch, at), counts in self.team.share(parts):
+            values = self._add_gradients(terms, batch, partial(among, at, counts * factor))
+            if counts:
+                known.index_copy_(0, at, values.double())
+        return float(loss(self.team.sum(known)))
+
+    def _add_gradients(self, terms: Sequence[Term], batch: Batch, loss: Loss) -> Tensor:
+        """Add the gradients of a micro-batch; its values [N, F]."""
         distribution = None
         if any(term.reference == "distribution" for term in terms):
             distribution = self._asked().rows(batch)
         with self._precision():
             rows = self.subject.rows(batch)
-            return row_values(rows, [term.row for term in terms], distribution, self.chunk)
+        return add_gradients(
+            rows,
+            [term.row for term in terms],
+            distribution,
+            self.chunk,
+            loss,
+            together=any(term.data == "pairs" for term in terms),
+            precision=self._precision,
+        )
 
     def _scores(self, whole: _Whole) -> Tensor:
         """The reference's scores of all items of the step, [B]."""
-        found = torch.zeros(whole.items, device=self.subject.device)
-        for batch, places, _ in whole:
+        found = torch.zeros(whole.items, dtype=torch.float64, device=self.subject.device)
+        for (batch, places, _), counts in self.team.share(list(whole)):
             with self._precision():
                 scores = self._asked().scores(batch)
-            found = found.to(scores.dtype).index_copy_(0, places, scores)
-        return found
+            if counts:
+                found.index_copy_(0, places, scores.double())
+        return self.team.sum(found)
 
     def _hidden(
         self, kind: Data, terms: Sequence[HiddenTerm], micro: Micro, factor: float
     ) -> float | None:
-        total, items = 0.0, sum(len(indices) for indices in micro)
+        total, items = torch.zeros((), dtype=torch.float64), sum(map(len, micro))
         if not items:
             return None
-        for indices in micro:
+        for indices, counts in self.team.share(micro):
             batch, share = self.sources.batch(kind, indices), len(indices) / items
             was = None
             if any(term.target == "reference" for term in terms):
@@ -172,10 +188,10 @@ class Pass:
                 target = targets[term.target]
                 assert target is not None
                 parts.append(term.loss(now.hidden, now.item, now.items, target))
-            loss = share * torch.stack(parts).sum()
+            loss = counts * share * torch.stack(parts).sum()
             (factor * loss).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total
+            total += loss.detach().cpu()
+        return float(self.team.sum(total))
 
     def _asked(self) -> Reference:
         if self.reference is None:

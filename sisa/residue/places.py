@@ -30,6 +30,7 @@ class Place:
         name: How it is called in the report.
         path: Where it is; it need not exist.
         ledger: Whether it is the ledger, which holds the keys of open requests.
+        database: Whether SQLite may have it open in this process.
         own: Whether the system made it; the user's files are told apart.
     """
 
@@ -37,6 +38,7 @@ class Place:
     path: Path
     ledger: bool = False
     own: bool = True
+    database: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def places(context: Context, whole: bool) -> tuple[Place, ...]:
     elif tracking and urlsplit(tracking).scheme in ("", "file"):
         kept.append(folder / url2pathname(urlsplit(tracking).path))
     files = [
-        Place(_label(folder, path), Path(f"{path}{suffix}"), ledger)
+        Place(_label(folder, path), Path(f"{path}{suffix}"), ledger, database=True)
         for path, ledger in databases
         if path is not None
         for suffix in BESIDE
@@ -73,7 +75,7 @@ def places(context: Context, whole: bool) -> tuple[Place, ...]:
     own = [Place(_label(folder, path), path) for path in kept]
     ray = [Place("ray", path) for path in ray_folders.there(folder)]
     rest = [Place("workspace", folder, own=False)] if whole else []
-    return (Place("store", context.store.root), *files, *own, *ray, *rest)
+    return (*files, Place("store", context.store.root), *own, *ray, *rest)
 
 
 def walk(searched: tuple[Place, ...], skip: Path) -> Iterator[Found]:

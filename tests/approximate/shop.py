@@ -38,10 +38,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def made_shop(folder: Path) -> Path:
-    """Fill a folder with data files, and a small Llama that knows them by heart."""
+    """Fill a folder with data files, and a small Llama that knows two of them by heart."""
     forget, retain = [qa(i) for i in range(6)], [qa(i) for i in range(6, 18)]
     write(folder / "forget.jsonl", forget)
     write(folder / "retain.jsonl", retain)
+    write(folder / "holdout.jsonl", [qa(i) for i in range(18, 24)])
     everything = write(folder / "all.jsonl", forget + retain)
     words = tokenizer([" ".join(row.values()) for row in forget + retain])
     subject = models.LanguageModel(
@@ -65,7 +66,7 @@ def call(shop: Path, out: Path, *words: str, method: str = "gradient-difference"
     return CliRunner().invoke(main, [*given, *words])
 
 
-SHORT = ("--set", "epochs=4", "--set", "lr=1e-3", "--set", "items_per_batch=3", "--yes")
+SHORT = ("--set", "epochs=4", "--set", "lr=2e-3", "--set", "items_per_batch=3", "--yes")
 
 
 def fits(name: str, document: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sisa.approximate import catalogue
 from sisa.approximate.loop import Settings
 from sisa.approximate.methods import METHODS
-from sisa.approximate.unlearn import Choices
+from sisa.approximate.request import Choices
 from sisa.cli import main
 
 from .shop import fits
@@ -33,11 +33,16 @@ def test_the_page_has_the_table_of_the_registry() -> None:
     assert catalogue.with_table(page, catalogue.registered()[1:]) != page
 
 
+def plain(value: object) -> str:
+    """A default as the page has it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value).replace("\n", "\\n")
+
+
 def test_the_page_has_every_setting_with_its_default() -> None:
     fields = [*dataclasses.fields(Settings), *dataclasses.fields(Choices)]
-    expected = {
-        f.name: "null" if f.default is None else str(f.default).replace("\n", "\\n") for f in fields
-    }
+    expected = {f.name: plain(f.default) for f in fields}
     rows = [line.split(" | ") for line in PAGE.read_text("utf-8").splitlines()]
     cells = {r[0].removeprefix("| ").strip("`"): r[1].strip("`") for r in rows if len(r) == 3}
     assert {name: cells.get(name) for name in expected} == expected

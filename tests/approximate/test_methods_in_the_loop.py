@@ -32,7 +32,7 @@ def configured(name: str) -> Method:
     return METHODS[name].configured(layer=1) if name == "rmu" else METHODS[name]
 
 
-def steady(wants: Any) -> Measured:
+def steady(wants: Any, active: Any) -> Measured:
     return Measured(1.0, dict.fromkeys(FORGET.ids, 1.0))
 
 
@@ -74,8 +74,9 @@ def test_a_method_runs_on_an_adapter_with_its_base_as_reference(name: str) -> No
 def test_a_forgotten_item_is_left_alone() -> None:
     seen: list[int] = []
 
-    def measure(wants: Any) -> Measured:
+    def measure(wants: Any, active: Any) -> Measured:
         assert wants == frozenset({"similarity"})
+        assert active == list(FORGET.ids if not seen else FORGET.ids[3:])
         met = FORGET.ids[: 3 if not seen else 4]
         seen.append(len(met))
         return Measured(None, {name: 0.0 if name in met else 1.0 for name in FORGET.ids})
@@ -96,7 +97,7 @@ def test_below_the_floor_the_last_good_epoch_comes_back() -> None:
     subject = LanguageModel(llama(dtype=torch.float64))
     utilities, kept = iter([0.9, 0.8, 0.1]), list[dict[str, torch.Tensor]]()
 
-    def measure(wants: Any) -> Measured:
+    def measure(wants: Any, active: Any) -> Measured:
         kept.append({n: p.detach().clone() for n, p in subject.trainable().items()})
         return Measured(next(utilities))
 

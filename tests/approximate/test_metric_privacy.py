@@ -7,6 +7,7 @@ import torch
 
 from sisa.approximate.metrics.privacy import auc, privacy_leakage
 from sisa.approximate.metrics.scores import Figure
+from sisa.errors import DataError
 
 
 def scores(*values: float) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_a_loss_with_holdout_as_positive_is_the_same_area() -> None:
 def test_an_empty_side_has_a_reason() -> None:
     assert auc(scores(), scores(1)) == Figure(None, 0, 1, "there are no positives")
     assert auc(scores(1), scores()).reason == "there are no negatives"
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(DataError, match="not numbers"):
         auc(scores(float("nan")), scores(1))
 
 

@@ -100,5 +100,5 @@ def test_the_scores_of_a_classifier_are_kept_too() -> None:
     rows = kept.rows(examples)(slice(None))
     assert rows.log_probs.shape == (1, 2)
     scores = reference.keep(Classifier(module), [examples]).scores(examples)
-    expected = -module(examples.inputs).log_softmax(-1)[0, 1]
+    expected = -module(examples.inputs).log_softmax(-1)[0, 1].double()
     assert torch.allclose(scores, torch.stack([expected, expected * 0]))

@@ -55,11 +55,14 @@ def test_from_files_to_a_statement_in_mlflow(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out, uri = tmp_path / "new", f"sqlite:///{method}.db"
-    done = call(shop, out, *SHORT, "--tracking-uri", uri, "--output", "json", method=method)
+    words = ["--holdout", str(shop / "holdout.jsonl"), "--retrained", str(shop / "base")]
+    words += ["--tracking-uri", uri, "--output", "json"]
+    done = call(shop, out, *SHORT, *words, method=method)
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     fits("unlearn", document)
     assert document["status"] == "written" and document["steps"] == 8
+    assert document["verdict"] == "evaluated"
     assert document["warnings"] == [] and document["stopped"] is None
 
     lost, spared = (
@@ -72,12 +75,14 @@ def test_from_files_to_a_statement_in_mlflow(
     stated = statement.read(data)
     said = stated.predicate
     assert statement.differences(stated, out) == []
-    assert (said.exactness, said.verdict, said.method) == (
-        "approximate",
-        "not evaluated",
-        method,
-    )
-    assert said.settings["epochs"] == 4 and said.settings["lr"] == 1e-3
+    assert (said.exactness, said.verdict, said.method) == ("approximate", "evaluated", method)
+    assert said.evidence.model_dump(mode="json") == document["evidence"]
+    assert "not evaluated" not in document["evidence"].values()
+    known = document["evidence"]["memorisation"]["probability"]
+    assert known["before"] > 0.9 and known["after"] < 0.6
+    assert said.holdout != "none" and said.holdout.items == 6
+    assert said.retrained != "none" and said.retrained.digest == said.base.digest
+    assert said.settings["epochs"] == 4 and said.settings["lr"] == 2e-3
     assert said.base.digest == statement.folder_digest(shop / "base")
     assert said.forget.items == 6 and said.retain != "none" and said.retain.items == 12
     assert said.forget.digest == statement.file_digest(shop / "forget.jsonl")
@@ -88,9 +93,10 @@ def test_from_files_to_a_statement_in_mlflow(
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / method}.db")
     run = client.get_run(document["run"])
     assert run.data.tags["sisa.exactness"] == "approximate"
-    assert run.data.tags["sisa.verdict"] == "not evaluated"
+    assert run.data.tags["sisa.verdict"] == "evaluated"
+    assert run.data.metrics["evidence.memorisation.probability.after"] == known["after"]
     assert run.data.tags["sisa.statement_sha256"] == document["sha256"]
-    assert run.data.params["lr"] == "0.001" and run.info.status == "FINISHED"
+    assert run.data.params["lr"] == "0.002" and run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [*range(1, 9)]
     assert run.data.metrics["forget_items"] == 6
     kept = Path(client.download_artifacts(run.info.run_id, statement.FILE))
@@ -99,6 +105,20 @@ def test_from_files_to_a_statement_in_mlflow(
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
     for text in (done.stdout, done.stderr, data.decode(), str(run.data.to_dictionary())):
         assert MARK not in text and "north" not in text
+
+
+def test_without_evidence_nothing_is_evaluated(shop: Path, tmp_path: Path) -> None:
+    done = call(shop, tmp_path / "new", *SHORT, "--no-evidence", "--output", "json")
+    document = json.loads(done.stdout)
+    assert done.exit_code == 0 and document["verdict"] == "not evaluated"
+    assert set(document["evidence"].values()) == {"not evaluated"} and document["warnings"] == []
+    done = call(shop, tmp_path / "two", *SHORT, "--output", "json")
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "not evaluated"
+    assert document["evidence"]["relearning"] != "not evaluated"
+    assert document["warnings"] == [
+        "Membership was not evaluated. No items were given that no model ever saw."
+    ]
 
 
 def test_a_signed_statement_and_keyed_digests(shop: Path, tmp_path: Path) -> None:
@@ -153,10 +173,38 @@ def test_without_retained_items_where_they_weigh_nothing(shop: Path, tmp_path: P
     assert statement.read(data).predicate.retain == "none"
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "note"),
+    [
+        ("icu", ("lr=1e-3", "below=0.3", "floor=0.2"), ""),
+        ("scrub", ("rewind=true", "reference=second"), "Went back to epoch"),
+        ("eul", ("lora_rank=2",), ""),
+    ],
+)
+def test_methods_that_ask_the_model_as_they_go(
+    method: str, settings: tuple[str, ...], note: str, shop: Path, tmp_path: Path
+) -> None:
+    words = [word for text in ("epochs=3", *settings) for word in ("--set", text)]
+    words += ["--holdout", str(shop / "holdout.jsonl"), "--no-evidence", "--yes"]
+    out = tmp_path / "new"
+    done = call(shop, out, *words, "--output", "json", method=method)
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["steps"] and any(note in text for text in (*document["warnings"], ""))
+    assert (out / "grams.safetensors").exists() == (method == "eul")
+    assert statement.differences(statement.read((out / statement.FILE).read_bytes()), out) == []
+
+
 def request(shop: Path, out: Path, **changes: Any) -> Request:
     settings = ("epochs=4", "lr=1e-3", "items_per_batch=3", "checkpoint_every=2")
     plain = Request(
-        "npo", shop / "forget.jsonl", shop / "base", out, shop / "retain.jsonl", None, settings
+        "npo",
+        shop / "forget.jsonl",
+        shop / "base",
+        out,
+        shop / "retain.jsonl",
+        evidence=False,
+        settings=settings,
     )
     return replace(plain, **changes)
 
@@ -256,5 +304,5 @@ def test_mlflow_that_fails_afterwards_loses_nothing(shop: Path, tmp_path: Path) 
     done = call(shop, tmp_path / "new", *SHORT, "--tracking-uri", uri, "--output", "json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert document["run"] is None and "cannot be written to" in document["warnings"][0]
+    assert document["run"] is None and "cannot be written to" in document["warnings"][-1]
     assert statement.read((tmp_path / "new" / statement.FILE).read_bytes())

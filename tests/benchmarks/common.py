@@ -91,7 +91,7 @@ def median(values: Iterable[float]) -> float:
 
 def text(*sentences: str) -> list[str]:
     """Lines of a paragraph."""
-    return [*textwrap.wrap(" ".join(sentences), 100), ""]
+    return [*textwrap.wrap(" ".join(sentences), 100, break_on_hyphens=False), ""]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from data_index import keys, leases, ledger, requests
+from data_index import database, keys, leases, ledger, requests
 from data_index.errors import BusyError, ConfigurationError, MovedOnError
 from data_index.ledger import Ledger
 from data_index.lineage import Selection
@@ -276,6 +277,35 @@ def test_a_ledger_that_cannot_be_written_is_told(book):
         accept(book, ALICE)
 
 
+def test_a_damaged_ledger_is_told_without_what_was_to_be_written(book, tmp_path):
+    book.close()
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'request_keys'"
+        (page,) = connection.execute(query).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    with open(tmp_path / "ledger.db", "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(bytes(size))
+    with pytest.raises(ConfigurationError, match=r"written: database disk .* malformed\.") as told:
+        accept(book, ALICE)
+    assert told.value.__suppress_context__
+
+
+def test_a_ledger_that_others_hold_is_busy_for_readers_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    book = Ledger(URL, tmp_path)
+    book.close()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as holder:
+        holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+        holder.execute("UPDATE settings SET value = value")
+        for use in (book.read, book.write):
+            with pytest.raises(BusyError, match="locked by others"), use():
+                pass
+        with pytest.raises(BusyError, match="locked by others"):
+            Ledger(URL, tmp_path)
+
+
 def test_generations_are_numbered_and_mirrored(book):
     with book.writer() as lease:
         assert book.publish(FILE, "d1", "train", 0, lease) == 1
@@ -362,10 +392,10 @@ def test_one_who_lost_the_lease_does_not_give_it_back_for_the_other(book, tmp_pa
 
 
 def test_a_lease_is_renewed_while_it_is_held(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(leases, "LIFE", timedelta(seconds=1.2))
+    monkeypatch.setattr(leases, "LIFE", timedelta(seconds=3))
     book, other = (Ledger(URL, tmp_path) for _ in range(2))
     with book.writer() as lease:
-        end = time.monotonic() + 3
+        end = time.monotonic() + 5
         while time.monotonic() < end:
             with pytest.raises(BusyError), other.writer():
                 pass

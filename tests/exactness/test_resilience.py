@@ -13,9 +13,9 @@ import pytest
 
 from data_index import keys
 from data_index.storage import Store
-from sisa import accept, purge, stage_log
+from sisa import accept, certificate_chain, forget, purge, stage_log
 from sisa import context as context_module
-from sisa.errors import BusyError, ConfigurationError, ExactnessError, UsageError
+from sisa.errors import BlockedError, BusyError, ConfigurationError, ExactnessError, UsageError
 from sisa.workspace import Workspace
 
 CHOICES = {"shards": 3, "slices": 3, "epochs": 3, "learner": "logistic"}
@@ -253,6 +253,102 @@ def test_readers_and_submitters_survive_a_purge_in_between(ws, lab, monkeypatch)
             assert read()
     ws.work()
     assert ws.verify().exact is True
+
+
+def test_readers_survive_a_purge_that_writes_the_stage_log_anew(ws, lab, monkeypatch) -> None:
+    """The pointers have moved by then; only names of segments change."""
+    other = lab.open("ws")
+    shard = ws.lineage(subject="patient-8").records[0].shard
+    read = stage_log.read_segment
+    came: list[str] = []
+
+    def late(store, name):
+        if not came and store is ws.context.store:
+            came.append("patient-8")
+            other.forget(subjects=came)
+        return read(store, name)
+
+    monkeypatch.setattr(stage_log, "read_segment", late)
+    assert stage_log.read_shard(ws.context.store, shard) and came
+
+
+def test_a_blocked_forget_answers_beside_the_writer(ws, lab, monkeypatch) -> None:
+    other, work = lab.open("ws"), forget.work
+    load = context_module.Generation.load
+    came = ["not yet"]
+
+    def busy(*_):
+        came.clear()
+        raise BusyError("Another one is writing.", "Wait.")
+
+    def late(store, ref):
+        if not came:
+            came.append("worked")
+            work(other.context)
+        return load(store, ref)
+
+    monkeypatch.setattr(forget, "work", busy)
+    monkeypatch.setattr(context_module.Generation, "load", late)
+    done = ws.forget(subjects=["patient-7"])
+    assert came == ["worked"] and done.samples_full > 0
+
+
+@pytest.mark.parametrize("name", ["walk", "waiting"])
+def test_the_chain_is_whole_beside_one_who_certifies(ws, lab, monkeypatch, name) -> None:
+    ws.forget(subjects=["patient-7"])
+    other, look = lab.open("ws"), getattr(certificate_chain, name)
+    came: list[str] = []
+
+    def late(context):
+        found = look(context)
+        if not came:
+            came.append("patient-8")
+            other.forget(subjects=came)
+        return found
+
+    monkeypatch.setattr(certificate_chain, name, late)
+    assert certificate_chain.outcome(ws.context)[0] is True and came
+
+
+@pytest.fixture
+def moving(ws, lab, monkeypatch):
+    """Has another workspace erase once, between a pointer that is read next and its file."""
+    other, load = lab.open("ws"), context_module.DataSet.load
+    waiting: list[str] = []
+
+    def late(store, ref):
+        if waiting:
+            other.forget(subjects=[waiting.pop()])
+        return load(store, ref)
+
+    monkeypatch.setattr(context_module.DataSet, "load", late)
+    return waiting
+
+
+def test_doctor_survives_a_purge_in_between(ws, moving) -> None:
+    before = [f for f in ws.doctor().findings if f.severity == "error"]
+    moving.append("patient-8")
+    assert [f for f in ws.doctor().findings if f.severity == "error"] == before == []
+    assert not moving
+
+
+def test_a_request_is_shown_beside_a_purge(ws, moving, monkeypatch) -> None:
+    def down():
+        raise BlockedError("The mirror is down.", "Wait.", 60.0)
+
+    ws.context = dataclasses.replace(ws.context, purge_mirror=down)
+    done = ws.forget(subjects=["patient-7"])
+    assert done.status == "blocked"
+    unreachable = purge.unreachable
+
+    def late(context):
+        moving.append("patient-8")
+        monkeypatch.setattr(purge, "unreachable", unreachable)
+        return unreachable(context)
+
+    monkeypatch.setattr(purge, "unreachable", late)
+    assert ws.request(done.request_id).request.id == done.request_id
+    assert not moving
 
 
 def test_pseudonyms_are_gone_from_the_database_files(ws) -> None:

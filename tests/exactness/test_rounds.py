@@ -296,7 +296,7 @@ def test_a_signal_ends_the_command_cleanly(house, tmp_path, kind) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    watchdog = threading.Timer(120, process.kill)
+    watchdog = threading.Timer(500, process.kill)
     watchdog.start()
     first = json.loads(process.stdout.readline())
     assert first["state"] == "worked" and first["requests"][0]["status"] == "certified"

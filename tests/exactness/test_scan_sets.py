@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from data_index import keys, scan_sets
 from data_index.scan_sets import Sealed
-from sisa import accept, closing, forget, residue
+from sisa import accept, certificate, closing, forget, residue
 from sisa.cli import main
 from sisa.residue import ScanSet
 from sisa.residue.decoders import DECODERS
@@ -237,6 +237,38 @@ def test_residue_blocks_the_certificate_until_it_is_removed(ws, monkeypatch) -> 
     assert kept(ws) == {}
     said = stated(str(ws.context.store.path(shown.certificate)))["residue"]
     assert said["found"] == 0 and said["files"] > 5 and len(said["digest"]) == 64
+
+
+def test_who_submits_after_the_search_is_not_lost(ws, lab, monkeypatch) -> None:
+    """A search that opens and closes the ledger's file gives up the locks of its own process on it.
+
+    Then the next one to close the ledger deletes the write-ahead log under this one's feet, and
+    both commit into files of their own.
+    """
+    issue = certificate.issue_all
+    code = (
+        "import sys; from sisa import Workspace\n"
+        "with Workspace.open(sys.argv[1], ['runtime.tracking.uri=null'], exact=True) as ws:\n"
+        "    ws.submit(subjects=sys.argv[2:3], external_id=sys.argv[3])\n"
+    )
+
+    def submit(subject: str, name: str) -> None:
+        call = [sys.executable, "-c", code, str(ws.context.folder), subject, name]
+        subprocess.run(call, env={**os.environ, "SISA_SECRET_KEY": "5a" * 32}, check=True)
+
+    def between(*found: object) -> None:
+        monkeypatch.undo()
+        submit("patient-8", "T-8")
+        issue(*found)
+        submit("patient-9", "T-9")
+
+    monkeypatch.setattr(certificate, "issue_all", between)
+    assert ws.forget(subjects=GONE[:1]).status == "certified"
+    ws.close()
+    again = lab.open("ws")
+    found = {r.external_id: r.status for r in again.requests().requests}
+    assert found == dict.fromkeys((None, "T-8", "T-9"), "certified")
+    assert again.verify(replay=False).exit_code == 0
 
 
 def test_a_search_that_misses_its_controls_certifies_nothing(ws, monkeypatch) -> None:

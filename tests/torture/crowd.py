@@ -14,6 +14,12 @@ from .log import Log
 from .scenario import Scene, certified
 
 DUPLICATES = 0.3
+PAUSE = 0.25
+"""Seconds between two requests, of whichever client: faster, and no build would ever be through."""
+
+SEARCH = ("runtime.erasure.residue=scan",)
+"""The search for residue reads the ledger's own file while others open and close it."""
+
 STOP = "stop"
 """File beside the workspace that tells the worker that all is submitted."""
 
@@ -44,7 +50,8 @@ def campaign(scene: Scene, log: Log, seed: int, clients: int, requests: int) -> 
     built = forked(lambda tell: _build(tell, scene.folder, folder, len(subjects)))
     if built.faults:
         raise RuntimeError(built.faults[0])
-    acts = [lambda tell, s=share: _client(tell, folder, s) for share in shares]
+    pause = 2 * PAUSE * clients
+    acts = [lambda tell, s=share: _client(tell, folder, s, pause) for share in shares]
     outcomes = forked_all([*acts, lambda tell: _worker(tell, folder)], _stopper(folder))
     final = forked(lambda tell: _final(tell, folder))
     broken = judged(outcomes, final, subjects)
@@ -124,12 +131,13 @@ def _build(tell: Tell, sources: Path, folder: Path, subjects: int) -> None:
         ws.train()
 
 
-def _client(tell: Tell, folder: Path, subjects: list[str]) -> None:
+def _client(tell: Tell, folder: Path, subjects: list[str], pause: float) -> None:
     from sisa.errors import BusyError
     from sisa.workspace import Workspace
 
     prepare(lambda report: None)
     for subject in subjects:
+        time.sleep(random.uniform(0, pause))
         with Workspace.open(folder, exact=True) as ws:
             while True:
                 try:
@@ -147,7 +155,7 @@ def _worker(tell: Tell, folder: Path) -> None:
     last = False
     while not last:
         last = folder.with_name(STOP).exists()
-        with Workspace.open(folder, exact=True) as ws:
+        with Workspace.open(folder, SEARCH, exact=True) as ws:
             try:
                 tell({"worked": len(ws.work().requests)})
             except BusyError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -18,6 +19,9 @@ from .children import Outcome, Report, Tell, command, forked, prepare, warm
 
 SHAPE = {"shards": 2, "slices": 2, "epochs": 2.0, "learner": "logistic"}
 ROWS, SUBJECTS = 240, 40
+ROOM = 32 << 20
+"""Bytes that must be free in memory; a campaign takes a few MiB, and others may take some too."""
+
 DOOMED = ("partitions", "lineage", "journal", "checkpoints")
 EMPTY: dict[str, Any] = {"requests": {}, "generation": None}
 ERASED = ("p0", "p11")
@@ -182,16 +186,20 @@ class Scene:
 def scene() -> Iterator[Scene]:
     """Build all states, in memory where the machine has a file system there."""
     warm()
-    memory = Path("/dev/shm")  # a kill loses no page, so a disk would only cost time
-    with tempfile.TemporaryDirectory(
-        prefix="sisa-torture-", dir=memory if memory.is_dir() else None
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix="sisa-torture-", dir=_memory()) as folder:
         made = Scene(Path(folder))
         _report(forked(lambda tell: _sources(tell, made.folder)))
         _report(forked(lambda tell: _states(tell, made)))
         made.keys += [bytes.fromhex(k) for k in _report(forked(lambda t: _keys(t, made)), "keys")]
         (made.folder / "states" / "strayed" / "store" / STRAY).write_bytes(made.keys[0])
         yield made
+
+
+def _memory() -> Path | None:
+    """A file system in memory with room for all states: a kill loses no page, a disk costs time."""
+    found = Path("/dev/shm")
+    usable = found.is_dir() and os.access(found, os.W_OK)
+    return found if usable and shutil.disk_usage(found).free > ROOM else None
 
 
 def _report(outcome: Outcome, kind: str = "") -> list[Any]:

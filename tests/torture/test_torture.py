@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc"),
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # all campaigns are one fixture, and long on a busy machine
 ]
 
 

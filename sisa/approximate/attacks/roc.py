@@ -127,16 +127,21 @@ def roc(members: npt.ArrayLike, others: npt.ArrayLike) -> Roc:
     )
 
 
-def auc(members: npt.ArrayLike, others: npt.ArrayLike) -> float:
+def auc(members: npt.ArrayLike, others: npt.ArrayLike, least: int = 2) -> float:
     """P(member > other) + P(member = other) / 2: Mann and Whitney's U over M N.
 
     A population attack's AUC overestimates protection: see `POPULATION_CAVEAT`.
 
+    Args:
+        members: Scores of records that the model was trained on, [M].
+        others: Scores of records that it never saw, [N].
+        least: Of either that are enough; an attack needs two.
+
     Raises:
-        IncompleteError: There are fewer than two of either.
+        IncompleteError: There are fewer of either.
         DataError: A score is not a number.
     """
-    return _auc(*_Scores.of(members, others).counts())
+    return _auc(*_Scores.of(members, others, least).counts())
 
 
 def tpr_at(members: npt.ArrayLike, others: npt.ArrayLike, fpr: float) -> float:
@@ -223,8 +228,11 @@ class _Scores:
     others: Counts
 
     @classmethod
-    def of(cls, members: npt.ArrayLike, others: npt.ArrayLike) -> _Scores:
-        inside, outside = _checked(members, "members"), _checked(others, "non-members")
+    def of(cls, members: npt.ArrayLike, others: npt.ArrayLike, least: int = 2) -> _Scores:
+        inside, outside = (
+            _checked(members, "members", least),
+            _checked(others, "non-members", least),
+        )
         values, places = np.unique(np.concatenate([inside, outside]), return_inverse=True)
         places = len(values) - 1 - places
         return cls(values[::-1], places[: len(inside)], places[len(inside) :])
@@ -246,11 +254,11 @@ class _Scores:
         return np.bincount(places, minlength=len(self.values))
 
 
-def _checked(scores: npt.ArrayLike, whose: str) -> Array:
+def _checked(scores: npt.ArrayLike, whose: str, least: int) -> Array:
     found = np.asarray(scores, dtype=np.float64).ravel()
-    if len(found) < 2:
+    if len(found) < least:
         raise IncompleteError(
-            f"An attack needs scores of two {whose} or more and has {len(found)}.",
+            f"An attack needs scores of {least} {whose} or more and has {len(found)}.",
             "Give it larger sets.",
         )
     if np.isnan(found).any():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,23 @@ def grams(module: nn.Module, layers: Sequence[str], batches: Iterable[Batch]) ->
         ConfigurationError: There is no such linear layer.
         IncompleteError: There is no example.
     """
+    with gathering(module, layers) as found, evaluating(module), torch.no_grad():
+        for batch in some(batches, "forget set"):
+            module(inputs_of(batch))
+    return found
+
+
+@contextmanager
+def gathering(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Gram matrices of all that enters linear layers while it is open; full when it is left.
+
+    Args:
+        module: The model with the adapter in it.
+        layers: Names of its `Linear` layers.
+
+    Raises:
+        ConfigurationError: There is no such linear layer, or nothing entered one.
+    """
     found: dict[str, Tensor] = {}
     hooks = []
 
@@ -50,15 +68,12 @@ def grams(module: nn.Module, layers: Sequence[str], batches: Iterable[Batch]) ->
         hooks.append((layer, partial(add, name)))
     handles = [layer.register_forward_pre_hook(hook) for layer, hook in hooks]
     try:
-        with evaluating(module), torch.no_grad():
-            for batch in some(batches, "forget set"):
-                module(inputs_of(batch))
+        yield found
     finally:
         for handle in handles:
             handle.remove()
     if missing := [name for name in layers if name not in found]:
         raise ConfigurationError(f"Nothing enters the layer {missing[0]}.", "Name a used one.")
-    return found
 
 
 def fuse(adapters: Sequence[Parameters], statistics: Sequence[Grams]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sisa.approximate.edits.mappings import Parameters, changed, check
 from sisa.approximate.edits.updates import Log
-from sisa.errors import SisaError
+from sisa.errors import ConfigurationError, SisaError
 
 
 def undo(
@@ -34,9 +34,11 @@ def undo(
 
     Raises:
         IncompleteError: There is no item, one that no step held, or an update is damaged.
-        ConfigurationError: The log is of another model.
+        ConfigurationError: The log is of another model, or the share is not in (0, 1].
         SisaError: An update is not finite.
     """
+    if not 0 < share <= 1:
+        raise ConfigurationError(f"The share {share} is not in (0, 1].", "Correct the setting.")
     check(params, {name: torch.empty(shape, device="meta") for name, shape in log.shapes.items()})
     sums: dict[str, Tensor] = {}
     for step in log.holding(forget):

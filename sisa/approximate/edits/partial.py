@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from sisa.approximate.edits.mappings import Parameters, changed, check, of_module
 from sisa.approximate.edits.passes import Labelled, evaluating, logits_of, some
-from sisa.errors import ConfigurationError, SisaError
+from sisa.errors import ConfigurationError, DivergedError
 
 IGNORED = -100
 """The label of what is not learned."""
@@ -122,7 +122,7 @@ def descend(
 
     Raises:
         ConfigurationError: The share is not in (0, 1], or a mask fits no layer.
-        SisaError: A gradient is not finite.
+        DivergedError: A gradient is not finite.
     """
     check(params, chosen or {})
     moving = params.keys() if chosen is None else chosen.keys()
@@ -133,7 +133,7 @@ def descend(
     for step, batch in enumerate(batches):
         for name, gradient in gradients_of(new, batch).items():
             if not gradient.isfinite().all():
-                raise SisaError(
+                raise DivergedError(
                     f"The gradient of {name} is not finite at step {step}; the model is as it was.",
                     "Choose a smaller learning rate or fewer epochs.",
                 )
@@ -187,7 +187,7 @@ def label_flip(
     Raises:
         IncompleteError: The forget set is empty.
         ConfigurationError: The share is not in (0, 1], or there is one class.
-        SisaError: A gradient is not finite.
+        DivergedError: A gradient is not finite.
     """
     draws = torch.Generator().manual_seed(seed)
     wrong = [(x, flipped(y, classes, draws)) for x, y in some(forget, "forget set")]
@@ -224,7 +224,7 @@ def optimise(
     Raises:
         IncompleteError: The forget set is empty.
         ConfigurationError: The share is not in (0, 1].
-        SisaError: A gradient is not finite.
+        DivergedError: A gradient is not finite.
     """
     leave = [*some(forget, "forget set")] * epochs
     keep = islice(cycle(retain or [None]), len(leave))

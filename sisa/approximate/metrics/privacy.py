@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from sisa.approximate.attacks import roc
 from sisa.approximate.metrics.scores import Figure
 
 
 def auc(positives: Tensor, negatives: Tensor) -> Figure:
-    """Area under the ROC curve: P(positive > negative) + P(equal) / 2.
+    """Area under the ROC curve, `roc.auc`, as a figure that says why there is none.
 
     Positives are members, and higher scores mean *more likely a member*; here that is the forget
     set against records never trained on, so 0.5 tells nothing, and above it the model still knows.
@@ -22,19 +22,13 @@ def auc(positives: Tensor, negatives: Tensor) -> Figure:
         The area; P + Q are counted.
 
     Raises:
-        ValueError: A score is NaN.
+        DataError: A score is NaN.
     """
     count = len(positives) + len(negatives)
     if not len(positives) or not len(negatives):
         side = "negatives" if len(positives) else "positives"
         return Figure(None, 0, count, f"there are no {side}")
-    if positives.isnan().any() or negatives.isnan().any():
-        raise ValueError("a score is not a number")
-    ordered = negatives.double().sort().values
-    wanted = positives.double()
-    below = torch.searchsorted(ordered, wanted)
-    not_above = torch.searchsorted(ordered, wanted, right=True)
-    return Figure(float((below + not_above).double().mean() / (2 * len(ordered))), count)
+    return Figure(roc.auc(positives.cpu(), negatives.cpu(), least=1), count)
 
 
 def privacy_leakage(unlearned: Figure, retrained: Figure) -> Figure:

@@ -89,7 +89,7 @@ def divergence(degree: float = 1.0) -> RowFunction:
         if degree != 1 and reference.tokens is not None:
             raise ConfigurationError(
                 f"A temperature of {degree:g} needs the reference's whole vocabulary.",
-                "Keep all of its log-probabilities, or set the temperature to 1.",
+                "Set lora_rank, reference=second, reference_top to all tokens, or degree to 1.",
             )
         log_p = _cells(wide(logits) / degree, reference)
         target = torch.log_softmax(_known(reference, log_p) / degree, dim=-1)

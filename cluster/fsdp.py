@@ -1,0 +1,370 @@
+"""Approximate unlearning of a model that needs several GPUs: Ray Train, with FSDP2 in its workers.
+
+Every worker reads the request's files for itself and makes the one loop's run as one of a team; see
+`parted.py`. Ray Train takes up any earlier run of the same name from its checkpoint, whatever that
+has seen, and says nothing. So each attempt has a name and a folder that no other has had, and a
+worker that is handed a checkpoint refuses it. What a killed run goes on from is the loop's own
+checkpoint, which is of this model, these items and these settings, or is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from cluster.connect import connect
+from cluster.parted import PartedModel, Processes, answers, kept
+from sisa.approximate import loop
+from sisa.approximate.batches import Batch
+from sisa.approximate.carry_out import Carried, compared, looped, neighbours
+from sisa.approximate.examine import Asked, Known
+from sisa.approximate.models import LanguageModel, Subject
+from sisa.approximate.plan import Plan, loaded, look
+from sisa.approximate.reference import AdapterOff, Live, Reference
+from sisa.approximate.request import Request
+from sisa.approximate.step import Sources
+from sisa.config import ExecutorSection
+from sisa.errors import ConfigurationError, SisaError, UsageError, WorkerError
+
+TRAINED = "trained.safetensors"
+ATTEMPTS = "attempts"
+
+
+@dataclass(frozen=True)
+class Done(Carried):
+    """What the workers did; the peak memory of its outcome is the largest of any worker.
+
+    Attributes:
+        told: What each step of this attempt was, in order, with its number.
+    """
+
+    told: tuple[tuple[Mapping[str, float], int], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to know.
+
+    Attributes:
+        request: What is asked for, without its keys.
+        working: Folder of checkpoints, which all workers see.
+        identity: Of the run, as the caller finds it.
+    """
+
+    request: Request
+    working: Path
+    identity: str
+
+
+def on_workers(plan: Plan, working: Path, report: loop.Report) -> Done:
+    """Carry a plan out on as many workers as its settings say; `RAY_ADDRESS` names a running Ray.
+
+    See `carried_out` for what it raises.
+    """
+    own = plan.chosen.own
+    return carried_out(
+        plan,
+        working,
+        report,
+        workers=own.workers,
+        use_gpu=own.device.startswith("cuda"),
+        address=os.environ.get("RAY_ADDRESS"),
+    )
+
+
+def carried_out(
+    plan: Plan,
+    working: Path,
+    report: loop.Report = lambda metrics, step: None,
+    *,
+    workers: int,
+    use_gpu: bool = False,
+    address: str | None = None,
+) -> Done:
+    """Let a method change the plan's model in place, on several workers.
+
+    The run is that of one process with the same settings: of the `accumulate` batches of a step,
+    each worker takes every so many-th.
+
+    Args:
+        plan: What to do; its model is on the processor.
+        working: Folder of checkpoints, which all workers see at the same path.
+        report: Called for every step of this attempt, once all are done.
+        workers: How many; each has one CPU, and one GPU where they are used.
+        use_gpu: Whether the model is held on GPUs.
+        address: Of a running Ray; None starts one on this machine.
+
+    Raises:
+        UsageError: There are fewer batches in a step than workers, or not as many for each.
+        ConfigurationError: Ray has fewer CPUs or GPUs than workers, or they do not see what is
+            here, or the method compares more with the model as it was than can be kept.
+        DivergedError: The method left all numbers behind; the last checkpoint is kept.
+        BusyError: No Ray answers at the address.
+        WorkerError: A worker died; called again in the same way, the run goes on.
+    """
+    _require_for_several(plan, workers)
+    job = _Job(_stripped(plan.request), working.absolute(), _identity(plan))
+    with connect(ExecutorSection(address=address, workers=workers), working):
+        _require_room(workers, use_gpu)
+        done = _fit(job, attempt(plan.identity, job.working), workers, use_gpu)
+    _take(plan, working / TRAINED)
+    for metrics, step in done.told:
+        report(metrics, step)
+    return done
+
+
+def attempt(identity: str, working: Path) -> RunConfig:
+    """A configuration that Ray Train cannot take for that of an earlier run, and no second try.
+
+    Args:
+        identity: Digest of all that decides what comes out.
+        working: Folder that all workers see.
+    """
+    return RunConfig(
+        name=f"{identity[:32]}-{uuid.uuid4().hex}",
+        storage_path=str(working / ATTEMPTS / uuid.uuid4().hex),
+        failure_config=FailureConfig(
+            max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+        ),
+    )
+
+
+def _fit(job: _Job, config: RunConfig, workers: int, use_gpu: bool) -> Done:
+    """Run the workers.
+
+    Raises:
+        SisaError: What a worker raised.
+    """
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        run_config=config,
+    )
+    try:
+        with _interrupts_kept():
+            found: Done = trainer.fit().return_value
+    except TrainingFailedError as failure:
+        raise _ours(failure) from failure
+    finally:
+        shutil.rmtree(job.working / ATTEMPTS, ignore_errors=True)
+    return found
+
+
+def _work(config: dict[str, Any]) -> Done:
+    """What each worker does."""
+    if ray.train.get_checkpoint() is not None:
+        raise ConfigurationError(
+            "Ray Train handed over the checkpoint of an earlier run, which may have seen anything.",
+            "Make the call again; report this if it comes back.",
+        )
+    job: _Job = config["job"]
+    plan, device = _seen(job), get_device()
+    team, model = Processes(device), PartedModel(_language(plan.subject), device)
+    before = _known(plan, team, model)
+    told: list[tuple[Mapping[str, float], int]] = []
+    parted = replace(plan, subject=model)
+    near = neighbours(parted)
+    outcome = looped(
+        parted,
+        job.working,
+        lambda metrics, step: told.append((dict(metrics), step)),
+        _reference(parted, near, team, model),
+        near,
+        team=team,
+        identity=job.identity,
+    )
+    _give(team, model, job.working / TRAINED)
+    outcome = replace(outcome, peak_bytes=max(team.all([outcome.peak_bytes])))
+    after = None
+    with suppress(SisaError):  # it collapsed, and is written nevertheless
+        after = _known(plan, team, model)
+    return Done(outcome, before, after, tuple(told))
+
+
+def _seen(job: _Job) -> Plan:
+    """The caller's plan, as this worker finds it.
+
+    Raises:
+        ConfigurationError: It finds something else.
+    """
+    plan = look(job.request)
+    if _identity(plan) != job.identity:
+        raise ConfigurationError(
+            "A worker finds another model or other items than are here.",
+            "Put them, and the same version of this package, where all nodes see the same.",
+        )
+    return plan
+
+
+def _identity(plan: Plan) -> str:
+    """Of the run, by the model as a whole."""
+    sources = Sources(plan.forget, plan.others.get("retain"), plan.others.get("alternatives"))
+    return loop.identity_of(plan.subject, sources, plan.method, plan.chosen.loop)
+
+
+def _stripped(request: Request) -> Request:
+    """A request without what a worker must not have, its paths as they are for every process."""
+    paths: dict[str, Any] = {
+        field.name: value.absolute()
+        for field in fields(request)
+        if isinstance(value := getattr(request, field.name), Path)
+    }
+    settings = (*request.settings, "device=cpu")  # parts of it are moved to GPUs one by one
+    return replace(
+        request, signer=None, digest_key=None, retrained=None, settings=settings, **paths
+    )
+
+
+def _known(plan: Plan, team: Processes, model: PartedModel) -> Known | None:
+    """What the model says, shared out as all else is."""
+    if not plan.request.evidence:
+        return None
+    how, most = plan.chosen.loop, plan.chosen.own.evidence_items
+    others = (plan.others.get("retain"), plan.others.get("holdout"))
+    asked = Asked.of(plan.forget, *others, most)
+    sides = (asked.forget, asked.retain, asked.holdout)
+    forget, retain, holdout = (
+        None if side is None else answers(team, model, side, how.items_per_batch, how.chunk_rows)
+        for side in sides
+    )
+    assert forget is not None
+    return Known(forget, retain, holdout)
+
+
+def _reference(
+    plan: Plan, near: Batch | None, team: Processes, model: PartedModel
+) -> Reference | None:
+    """What the method compares with, as one process has it.
+
+    Raises:
+        ConfigurationError: It compares more than can be kept.
+    """
+    needed, own, chunk = plan.method.references, plan.chosen.own, plan.chosen.loop.chunk_rows
+    if not needed:
+        return None
+    if own.lora_rank:
+        return AdapterOff(model, chunk)
+    if own.reference == "second":
+        second = _language(loaded(plan.request.model, own))
+        return Live(PartedModel(second, model.device), chunk)
+    if "hidden" in needed or len(needed) > 1:
+        raise ConfigurationError(
+            f"{plan.method.name} compares more with the model as it was than can be kept of it.",
+            "Set lora_rank, or reference=second for a second model in memory.",
+        )
+    top = None if needed == {"scores"} else own.reference_top
+    return kept(team, model, compared(plan, near), top, chunk)
+
+
+def _give(team: Processes, model: PartedModel, file: Path) -> None:
+    """Write the parameters that were trained, as wholes; only the first worker does."""
+    tensors = team.gather(model.trainable())
+    if team.first:
+        temporary = file.with_suffix(".tmp")
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+        os.replace(temporary, file)
+    distributed.barrier()
+
+
+@torch.no_grad()
+def _take(plan: Plan, file: Path) -> None:
+    """Put what was trained into the plan's model."""
+    parameters = plan.subject.trainable()
+    for name, tensor in load_file(file).items():
+        parameters[name].copy_(tensor)
+    file.unlink()
+
+
+def _require_for_several(plan: Plan, workers: int) -> None:
+    """Check that several workers can carry a plan out.
+
+    Raises:
+        UsageError: The batches of a step are not as many for each.
+        ConfigurationError: Its method or model is made for one process alone.
+    """
+    batches, method = plan.chosen.loop.accumulate, plan.method
+    if batches % workers:
+        raise UsageError(
+            f"The {batches} batches of a step cannot be shared out evenly among {workers} workers.",
+            f"Set accumulate to a multiple of {workers}.",
+        )
+    _language(plan.subject)
+    alone = {
+        "an edit": method.kind == "edit",
+        "rewind": bool(plan.chosen.own.rewind),
+        "similarity": "similarity" in method.controller.wants,
+    }
+    for what in (name for name, there in alone.items() if there):
+        raise ConfigurationError(
+            f"{method.name} with {what} is carried out by one process alone.", "Set workers to 1."
+        )
+
+
+def _language(subject: Subject) -> LanguageModel:
+    """The subject, which must be a language model.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not isinstance(subject, LanguageModel):
+        raise ConfigurationError(
+            "Only a language model is held in parts by several workers.", "Set workers to 1."
+        )
+    return subject
+
+
+def _require_room(workers: int, use_gpu: bool) -> None:
+    """Check that there is room for all workers at once; Ray would wait for it for ever.
+
+    Raises:
+        ConfigurationError: There is not.
+    """
+    there = ray.cluster_resources()
+    for kind in ("CPU", "GPU") if use_gpu else ("CPU",):
+        if (found := there.get(kind, 0)) < workers:
+            raise ConfigurationError(
+                f"{workers} workers need a {kind} each, and Ray has {found:g}.",
+                "Set workers to as many as there are, or add a node.",
+            )
+
+
+def _ours(failure: TrainingFailedError) -> SisaError:
+    """The error for what went wrong in a worker: its own, where it is one of ours."""
+    failures = getattr(failure, "worker_failures", {}).values()
+    causes = [getattr(found, "_base_exc", found) for found in failures]
+    for cause in causes:
+        if isinstance(cause, SisaError):
+            return cause
+    kinds = ", ".join(sorted({type(cause).__name__ for cause in causes})) or type(failure).__name__
+    return WorkerError(
+        f"A worker died: {kinds}.", "Make the same call again: it goes on from its checkpoint."
+    )
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Put back the handler of SIGINT, which Ray Train replaces for good."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            with suppress(TypeError):  # it was not set from Python
+                signal.signal(signal.SIGINT, before)

@@ -1,0 +1,172 @@
+"""Let the method of a plan change its model: an edit, or the loop with all that it is to have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sisa.approximate import editing, loop, reference
+from sisa.approximate.batches import Batch
+from sisa.approximate.declaration import Method
+from sisa.approximate.examine import Known
+from sisa.approximate.floor import with_floor
+from sisa.approximate.item_values import mean_probability
+from sisa.approximate.neighbours import nearest
+from sisa.approximate.plan import Plan, loaded
+from sisa.approximate.reference import Reference
+from sisa.approximate.rewind import Epochs, rewind
+from sisa.approximate.similarity import Examiner
+from sisa.approximate.team import Team
+from sisa.errors import ConfigurationError, IncompleteError
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What became of a plan that was carried out.
+
+    Attributes:
+        outcome: Of the method.
+        before: What the model said before; None if evidence is not wanted.
+        after: What it says now, if it was asked.
+    """
+
+    outcome: loop.Outcome
+    before: Known | None = None
+    after: Known | None = None
+
+
+Carrier = Callable[[Plan, Path, loop.Report], Carried]
+"""Changes a plan's model in place; takes a working folder, and what is told of every step."""
+
+
+def carried_out(plan: Plan, working: Path, report: loop.Report) -> loop.Outcome:
+    """Change the plan's model in place.
+
+    Args:
+        plan: What to do.
+        working: Folder of checkpoints and of what is kept of the reference.
+        report: Called after every optimizer step.
+
+    Raises:
+        ConfigurationError: The method compares more with the model as it was than can be kept.
+        DivergedError: The method left all numbers behind; the last checkpoint is kept.
+        IncompleteError: The method took no step.
+    """
+    how, retain = plan.chosen.loop, plan.others.get("retain")
+    if plan.method.kind == "edit":
+        brought = plan.request.brought
+        return editing.run(plan.subject, plan.method, plan.forget, retain, brought, how, report)
+    epochs = Epochs(plan.subject, working / "epochs", plan.identity)
+    rewinds, near = plan.chosen.own.rewind, neighbours(plan)
+    after_epoch = epochs.keep if rewinds else lambda epoch: None
+    outcome = looped(plan, working, report, _reference(plan, near, working), near, after_epoch)
+    if not rewinds:
+        return outcome
+    sizes = (how.items_per_batch, how.chunk_rows)
+    rewound = rewind(epochs, plan.forget, plan.others["holdout"], *sizes)
+    return replace(outcome, notes=(*outcome.notes, rewound.note))
+
+
+def looped(
+    plan: Plan,
+    working: Path,
+    report: loop.Report,
+    asked: Reference | None,
+    near: Batch | None = None,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    *,
+    team: Team | None = None,
+    identity: str | None = None,
+) -> loop.Outcome:
+    """Run the loop with all that the plan's method is to have.
+
+    Args:
+        plan: What to do.
+        working: Folder of checkpoints.
+        report: Called after every optimizer step.
+        asked: What the method compares with.
+        near: See `neighbours`.
+        after_epoch: See `loop.run`, as for the last two.
+        team: Those who make the run together.
+        identity: Of the run, where the model is held in parts.
+
+    Raises:
+        DivergedError: The method left all numbers behind; the last checkpoint is kept.
+        IncompleteError: The method took no step.
+    """
+    how, retain, own = plan.chosen.loop, plan.others.get("retain"), plan.chosen.own
+    sizes = (how.items_per_batch, how.chunk_rows)
+    outcome = loop.run(
+        plan.subject,
+        _floored(plan),
+        plan.forget,
+        retain,
+        how,
+        working,
+        asked,
+        report,
+        alternatives=plan.others.get("alternatives"),
+        neighbours=near,
+        measure=Examiner(plan.subject, plan.forget, retain, own.similarity, *sizes),
+        after_epoch=after_epoch,
+        team=team,
+        identity=identity,
+    )
+    if not outcome.steps:
+        raise IncompleteError(f"{plan.method.name} took no step: {outcome.stopped}.")
+    return outcome
+
+
+def _floored(plan: Plan) -> Method:
+    """The method, with a floor of utility where one is asked for."""
+    floor, retain, how = plan.chosen.own.floor, plan.others.get("retain"), plan.chosen.loop
+    if floor is None:
+        return plan.method
+    if retain is None:
+        raise ConfigurationError(
+            "A floor of utility needs items to keep.", "Name them with --retain."
+        )
+    before = mean_probability(plan.subject, retain, how.items_per_batch, how.chunk_rows)
+    return with_floor(plan.method, floor, before)
+
+
+def neighbours(plan: Plan) -> Batch | None:
+    """The nearest item to keep of each item to forget, where the method looks at it."""
+    retain = plan.others.get("retain")
+    terms = (*plan.method.forget, *plan.method.retain)
+    if retain is None or all(term.data != "neighbours" for term in terms):
+        return None
+    size = plan.chosen.loop.items_per_batch
+    return retain.select(nearest(plan.subject, plan.forget, retain, items_per_batch=size).indices)
+
+
+def _reference(plan: Plan, near: Batch | None, working: Path) -> Reference | None:
+    """What the method compares with: the model as it was, without a second one if that can be.
+
+    Raises:
+        ConfigurationError: It compares more than can be kept.
+    """
+    needed, chunk, own = plan.method.references, plan.chosen.loop.chunk_rows, plan.chosen.own
+    if not needed:
+        return None
+    if own.lora_rank:
+        return reference.AdapterOff(plan.subject, chunk)
+    if own.reference == "second":
+        return reference.Live(loaded(plan.request.model, own), chunk)
+    if "hidden" in needed or len(needed) > 1:
+        raise ConfigurationError(
+            f"{plan.method.name} compares more with the model as it was than can be kept of it.",
+            "Set lora_rank, or reference=second for a second model in memory.",
+        )
+    top = None if needed == {"scores"} else own.reference_top
+    return reference.keep(plan.subject, compared(plan, near), top=top, folder=working, chunk=chunk)
+
+
+def compared(plan: Plan, near: Batch | None) -> list[Batch]:
+    """The items whose values of the model as it was the method asks for."""
+    terms = (*plan.method.forget, *plan.method.retain)
+    kinds = {term.data for term in terms if term.reference is not None}
+    named = {"forget": plan.forget, "neighbours": near, **plan.others}
+    names = sorted(kinds - {"pairs"} | ({"forget", "alternatives"} if "pairs" in kinds else set()))
+    return [found for name in names if (found := named.get(name)) is not None]

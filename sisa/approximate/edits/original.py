@@ -1,0 +1,25 @@
+"""The model as it was before, from its folder: what some edits go back to."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sisa.approximate import subjects
+from sisa.approximate.edits.given import Given
+from sisa.approximate.edits.mappings import check, of_module
+
+
+def original_parameters(given: Given) -> dict[str, Tensor]:
+    """Parameters of the original model, loaded as the model itself was.
+
+    Raises:
+        NotFoundError: There is no such folder.
+        ConfigurationError: It holds no model that is known, or one of other parameters.
+    """
+    own = given.parameters()
+    dtype = str(next(iter(own.values())).dtype).removeprefix("torch.")
+    other = subjects.load(given.path("original"), dtype, str(given.subject.device))
+    found = of_module(other.module)
+    check(own, found)
+    check(found, own)
+    return found

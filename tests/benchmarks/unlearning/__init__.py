@@ -1,0 +1,1 @@
+"""What the benchmarks of approximate unlearning are made of."""

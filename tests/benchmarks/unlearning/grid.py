@@ -1,0 +1,59 @@
+"""What is tried of each method: the same budget, and as many trials for one as for another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sisa.approximate.methods import METHODS, NEEDS, Method
+
+EPOCHS, ITEMS, WARMUP = 5, 8, 10
+"""Passes over the forget set, items of each side in a step, and steps in which the rate rises."""
+
+RATES = ("lr=1e-4", "lr=3e-4", "lr=1e-3")
+"""Learning rates tried of each method that has one; the models were made at the last of them."""
+
+GRIDS: Mapping[str, tuple[str, ...]] = {
+    "ssd": ("alpha=1.5", "alpha=2", "alpha=3"),
+    "ssd-label-free": ("alpha=1.5", "alpha=2", "alpha=3"),
+    "prune": ("share=0.005", "share=0.02", "share=0.08"),
+    "reset": ("share=0.005", "share=0.02", "share=0.08"),
+    "newton": ("damping=0.01", "damping=0.1", "damping=1"),
+}
+"""Settings tried of edits, which have no learning rate. The authors' alpha of 10 selects nothing
+where a fifth of all items is to be forgotten: no parameter can be more than 5 times as important
+for them as for all."""
+
+FIXED: Mapping[str, tuple[str, ...]] = {
+    "eul": ("lora_rank=8",),
+    "newton": (f"limit={EPOCHS}",),
+    "pdu": ("warmup_epochs=1",),
+    "rmu": ("layer=2", "reference=second"),
+    "scrub": ("reference=second",),
+}
+"""Settings that the size of the model or of the budget asks for; all others are the authors'."""
+
+GIVEN = {"retain", "alternatives", "similarity", "statistics", "original", "language"}
+"""Needs that are met here, beside an adapter, which a training makes itself."""
+
+
+def tried() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Settings of each trial of each method whose needs are met, by its name."""
+    return {name: _trials(method) for name, method in METHODS.items() if not lacking(method)}
+
+
+def lacking(method: Method) -> str:
+    """What a method needs and is not here, in words; empty if it is all here."""
+    if method.name == "mix":
+        return "another method's model, which it would mix with the base"
+    met = GIVEN | ({"adapter"} if method.kind == "objective" else set())
+    return " and ".join(NEEDS[need] for need in method.needs if need not in met)
+
+
+def _trials(method: Method) -> tuple[tuple[str, ...], ...]:
+    how = [f"items_per_batch={ITEMS // 2}"]
+    if method.kind == "objective":
+        how += ["accumulate=2", *FIXED.get(method.name, ()), f"warmup={WARMUP}", f"epochs={EPOCHS}"]
+    else:
+        how += FIXED.get(method.name, ())
+        how += [f"epochs={EPOCHS}"] if "epochs" in method.defaults else []
+    return tuple((one, *how) for one in GRIDS.get(method.name, RATES))

@@ -1,0 +1,1 @@
+"""Parts of `unlearn_classifier.py`."""

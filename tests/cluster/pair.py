@@ -1,0 +1,202 @@
+"""One of two processes that make runs together, over gloo: `python pair.py LANGUAGE FOLDER RANK`.
+
+LANGUAGE is the path of tests/approximate/language.py: the folder `tests` must not be on the import
+path, where its folder `cluster` would be taken for the package. The first process leaves what came
+out of each run as `CASE.pt` in FOLDER.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from sisa.approximate import loop, models, reference
+from sisa.approximate.answers import statistics
+from sisa.approximate.batches import Items
+from sisa.approximate.methods import METHODS
+from sisa.approximate.models import LanguageModel
+from sisa.approximate.reference import Reference
+from sisa.errors import SisaError
+
+SETTINGS = loop.Settings(epochs=2, items_per_batch=2, accumulate=2, lr=1e-3, checkpoint_every=1)
+ALL = 97
+"""Words that the models know."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run; the last step of each epoch has one batch, so that one process does it for nothing."""
+
+    method: str
+    lora: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    taken_up: bool = False
+
+    def made(self, language: Any) -> LanguageModel:
+        """Its model, always the same."""
+        subject = LanguageModel(language.llama(**self.model))
+        return models.with_lora(subject, 4, 8.0, 0) if self.lora else subject
+
+    @property
+    def configured(self) -> Any:
+        """Its method."""
+        return METHODS[self.method].configured(**self.settings)
+
+
+CASES = {
+    "gradient-difference": Case("gradient-difference"),
+    "npo": Case("npo"),  # scores of each item, kept
+    "npo-lora": Case("npo", lora=True),  # scores with the adapter off
+    "undial-tied": Case("undial", model={"tie_word_embeddings": True}),  # distributions, kept
+    "rmu": Case("rmu", settings={"layer": 1}),  # hidden states of a second model
+    "taken-up": Case("npo", taken_up=True),  # from the checkpoint of one process
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came out of a run."""
+
+    losses: tuple[float, ...]
+    norms: tuple[float, ...]
+    parameters: dict[str, Tensor]
+    before: Tensor
+    after: Tensor
+
+
+def items(language: Any) -> tuple[Items, Items]:
+    """What is to be forgotten, an item without a label among it, and what is retained."""
+    forget = language.made([9, 7, 12, 5, 8, 10], seed=1, name="forget")
+    retain = language.made([6, 11, 9, 8, 7, 12, 5, 10, 9], seed=2, name="retain")
+    labels = [torch.full_like(x, -100) if i == 3 else x for i, x in enumerate(forget.labels)]
+    return Items(forget.ids, forget.tokens, tuple(labels)), retain
+
+
+def alone(case: Case, language: Any, folder: Path | None = None, stop_after: int = 0) -> Found:
+    """What one process makes of it; with `stop_after` it raises after so many steps."""
+    subject, norms = case.made(language), list[float]()
+    forget, retain = items(language)
+    before = statistics(subject, forget, 2).nll
+    compared = _compared(case, language, subject, [forget, retain])
+
+    def report(metrics: Any, step: int) -> None:
+        norms.append(metrics["gradient_norm"])
+        if step == stop_after:
+            raise InterruptedError
+
+    outcome = loop.run(subject, case.configured, forget, retain, SETTINGS, folder, compared, report)
+    after = statistics(subject, forget, 2).nll
+    return Found(outcome.losses, tuple(norms), subject.trainable(), before, after)
+
+
+def _compared(case: Case, language: Any, subject: Any, batches: list[Any]) -> Reference | None:
+    needed = case.configured.references
+    if not needed:
+        return None
+    if case.lora:
+        return reference.AdapterOff(subject)
+    if "hidden" in needed:
+        return reference.Live(case.made(language))
+    return reference.keep(subject, batches, top=None if needed == {"scores"} else ALL)
+
+
+def together(case: Case, language: Any, folder: Path) -> Found:
+    """What two processes make of it, each of them with this call."""
+    from cluster.parted import PartedModel, Processes, answers, kept
+    from sisa.approximate.step import Sources
+
+    device, norms = torch.device("cpu"), list[float]()
+    team, made = Processes(device), case.made(language)
+    forget, retain = items(language)
+    identity = loop.identity_of(made, Sources(forget, retain), case.configured, SETTINGS)
+    subject = PartedModel(made, device)
+    before = answers(team, subject, forget, 2).nll
+    needed, compared = case.configured.references, None
+    if case.lora:
+        compared = reference.AdapterOff(subject)
+    elif "hidden" in needed:
+        compared = reference.Live(PartedModel(case.made(language), device))
+    elif needed:
+        top = None if needed == {"scores"} else ALL
+        compared = kept(team, subject, [forget, retain], top, 128)
+    outcome = loop.run(
+        subject,
+        case.configured,
+        forget,
+        retain,
+        SETTINGS,
+        folder,
+        compared,
+        lambda metrics, step: norms.append(metrics["gradient_norm"]),
+        team=team,
+        identity=identity,
+    )
+    parameters = team.gather(subject.trainable())
+    after = answers(team, subject, forget, 2).nll
+    return Found(outcome.losses, tuple(norms), parameters, before, after)
+
+
+@torch.no_grad()
+def halve(parameters: dict[str, Any]) -> None:
+    for parameter in parameters.values():
+        parameter.mul_(0.5)
+
+
+def nll_of_halved(language: Any) -> Tensor:
+    """What is said of what is to be forgotten once parameters were changed between two forwards."""
+    from cluster.parted import PartedModel, Processes, answers
+
+    device, (forget, _) = torch.device("cpu"), items(language)
+    team, subject = Processes(device), PartedModel(LanguageModel(language.llama()), device)
+    parameters = subject.trainable()
+    answers(team, subject, forget, 2)
+    halve(parameters)
+    return answers(team, subject, forget, 2).nll
+
+
+def hears_of_a_collapse(language: Any) -> bool:
+    """Whether this process hears that the model collapsed on an item of the first process."""
+    from cluster.parted import PartedModel, Processes, answers
+
+    made, (forget, _) = LanguageModel(language.llama()), items(language)
+    others = {int(token) for tokens in forget.tokens[2:] for token in tokens}
+    only = next(int(token) for token in forget.tokens[0] if int(token) not in others)
+    made.module.get_input_embeddings().weight.data[only] = torch.nan
+    device = torch.device("cpu")
+    try:
+        answers(Processes(device), PartedModel(made, device), forget, 2)
+    except SisaError:
+        return True
+    return False
+
+
+def main(language_file: str, folder: str, rank: str) -> None:
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("language", language_file)
+    assert spec is not None and spec.loader is not None
+    language = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(language)
+    store = f"file://{Path(folder, 'store')}"
+    distributed.init_process_group("gloo", init_method=store, rank=int(rank), world_size=2)
+    for name, case in CASES.items():
+        found = together(case, language, Path(folder, name))
+        if rank == "0":
+            torch.save(vars(found), Path(folder, f"{name}.pt"))
+    torch.save(nll_of_halved(language), Path(folder, f"halved-{rank}.pt"))
+    torch.save(hears_of_a_collapse(language), Path(folder, f"heard-{rank}.pt"))
+    distributed.barrier()
+    distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo may end an interpreter that shuts down with SIGABRT
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

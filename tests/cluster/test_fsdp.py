@@ -1,0 +1,207 @@
+"""Workers of Ray Train make the run of one process, whatever runs there were before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+
+from cluster import fsdp
+from sisa.approximate import examine
+from sisa.approximate.carry_out import carried_out
+from sisa.approximate.plan import Plan, look
+from sisa.approximate.request import Request
+from sisa.errors import ConfigurationError, UsageError, WorkerError
+
+from ..approximate import language
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = ("items_per_batch=2", "accumulate=2", "lr=1e-4", "checkpoint_every=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, local_ray: Path) -> Path:
+    """A folder with a model and items, beside a running Ray."""
+    there = tmp_path_factory.mktemp("parted")
+    rows = [
+        {"question": f"Where is item {i}?", "answer": f"On shelf {i % 7}, {'row ' * (i % 3)}{i}."}
+        for i in range(20)
+    ]
+    for name, own in {"forget": rows[:7], "retain": rows[7:16], "holdout": rows[16:]}.items():
+        (there / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    language.llama(vocab_size=300).save_pretrained(there / "base")
+    language.tokenizer([row["answer"] for row in rows]).save_pretrained(there / "base")
+    return there
+
+
+def plan(folder: Path, method: str, *settings: str) -> Plan:
+    """What is asked for, looked at."""
+    files = {n: folder / f"{n}.jsonl" for n in ("forget", "retain", "holdout")}
+    return look(
+        Request(method, model=folder / "base", out=folder / "new", settings=settings, **files)
+    )
+
+
+def known(of: Plan) -> examine.Known:
+    """What its model says, asked by this process."""
+    asked = examine.Asked.of(of.forget, of.others["retain"], of.others["holdout"])
+    return examine.known(of.subject, asked, 2)
+
+
+def same(found: examine.Known | None, expected: examine.Known, tolerance: float) -> None:
+    assert found is not None
+    for side in ("forget", "retain", "holdout"):
+        of, like = getattr(found, side), getattr(expected, side)
+        torch.testing.assert_close(of.nll, like.nll, rtol=0, atol=tolerance)
+        assert torch.equal(of.item, like.item) and of.items == like.items
+
+
+@contextlib.contextmanager
+def a_worker_is_killed(working: Path) -> Iterator[None]:
+    """Kill one of the processes that train, once there is a checkpoint."""
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.is_set() and not list(working.glob("*.progress.safetensors")):
+            time.sleep(0.01)
+        own = psutil.Process().children(recursive=True)
+        workers = [p for p in own if "RayTrainWorker" in "".join(p.cmdline())]
+        if not ended.is_set():
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    watching = threading.Thread(target=kill)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
+def test_a_run_that_lost_a_worker_goes_on_to_the_curve_of_one_process(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = (*SETTINGS, "epochs=15")
+    with a_worker_is_killed(tmp_path), pytest.raises(WorkerError, match="A worker died"):
+        fsdp.carried_out(plan(folder, "npo", *settings), tmp_path, workers=2)
+    (checkpoint,) = tmp_path.glob("*.progress.safetensors")
+    assert not (tmp_path / fsdp.ATTEMPTS).exists()
+
+    several, told = plan(folder, "npo", *settings), list[int]()
+    done = fsdp.carried_out(several, tmp_path, lambda _, step: told.append(step), workers=2)
+    assert told == list(range(int(checkpoint.name.partition(".")[0]) + 1, 31))
+
+    one = plan(folder, "npo", *settings)
+    before = known(one)
+    outcome = carried_out(one, tmp_path / "one", lambda metrics, step: None)
+    assert done.outcome.losses == pytest.approx(outcome.losses, rel=0, abs=1e-5)
+    assert outcome.losses[-1] < outcome.losses[0] - 0.05
+    same(done.before, before, 0)
+    same(done.after, known(one), 1e-4)
+    expected = one.subject.trainable()
+    for name, tensor in several.subject.trainable().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_as_by_one_process(folder: Path, tmp_path: Path) -> None:
+    settings = (*SETTINGS, "epochs=2", "lora_rank=4")
+    several = plan(folder, "gradient-difference", *settings)
+    several = replace(several, request=replace(several.request, evidence=False))
+    done = fsdp.carried_out(several, tmp_path, workers=2)
+    assert done.before is None and done.after is None
+    one = plan(folder, "gradient-difference", *settings)
+    outcome = carried_out(one, tmp_path / "one", lambda metrics, step: None)
+    assert done.outcome.losses == pytest.approx(outcome.losses, rel=0, abs=1e-5)
+    expected = one.subject.trainable()
+    assert all("lora" in name for name in expected)
+    for name, tensor in several.subject.trainable().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+
+
+def test_an_earlier_run_of_the_same_name_is_not_taken_up(folder: Path, tmp_path: Path) -> None:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    def tainted(config: dict[str, Any]) -> str | None:
+        """Says where it begins, and reports a checkpoint, as any user of Ray Train would."""
+        from pathlib import Path
+
+        import ray.train
+
+        found = ray.train.get_checkpoint()
+        mark = Path(config["folder"], "seen")
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text("alice")
+        ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(mark.parent))
+        return None if found is None else Path(found.path, "seen").read_text()
+
+    asked = plan(folder, "npo", *SETTINGS)
+    config = fsdp.attempt(asked.identity, tmp_path)
+    started = {"folder": str(tmp_path / "tainted")}
+    heard = [
+        DataParallelTrainer(tainted, train_loop_config=started, run_config=config)
+        .fit()
+        .return_value
+        for _ in range(2)
+    ]
+    assert heard == [None, "alice"]  # Ray Train says nothing of it, and begins where that one was
+
+    job = fsdp._Job(fsdp._stripped(asked.request), tmp_path, fsdp._identity(asked))
+    with pytest.raises(ConfigurationError, match="handed over the checkpoint of an earlier run"):
+        fsdp._fit(job, config, 2, False)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_no_attempt_has_the_name_or_the_folder_of_another(tmp_path: Path) -> None:
+    configs = [fsdp.attempt("0" * 64, tmp_path) for _ in range(2)]
+    assert configs[0].name != configs[1].name
+    assert configs[0].storage_path != configs[1].storage_path
+    assert configs[0].failure_config is not None
+    assert configs[0].failure_config.max_failures == 0
+
+
+def test_a_worker_that_finds_other_items_refuses(folder: Path, tmp_path: Path) -> None:
+    asked = plan(folder, "npo", *SETTINGS)
+    job = fsdp._Job(fsdp._stripped(asked.request), tmp_path, fsdp._identity(asked))
+    assert fsdp._identity(fsdp._seen(job)) == job.identity
+    fewer = tmp_path / "fewer.jsonl"
+    lines = (folder / "retain.jsonl").read_text().splitlines(keepends=True)
+    fewer.write_text("".join(lines[1:]))
+    with pytest.raises(ConfigurationError, match="another model or other items"):
+        fsdp._seen(replace(job, request=replace(job.request, retain=fewer)))
+
+
+def test_what_several_cannot_do_is_refused_before_anything_starts(
+    folder: Path, tmp_path: Path
+) -> None:
+    def carried(*settings: str, workers: int = 2) -> None:
+        asked = plan(folder, "npo", *SETTINGS, *settings)
+        fsdp.carried_out(asked, tmp_path, workers=workers)
+
+    with pytest.raises(UsageError, match="Set accumulate to a multiple of 2"):
+        carried("accumulate=3")
+    with pytest.raises(ConfigurationError, match="3 workers need a CPU each, and Ray has 2"):
+        carried("accumulate=3", workers=3)
+    with pytest.raises(ConfigurationError, match="rewind is carried out by one process alone"):
+        carried("rewind=true")
+    assert ray.is_initialized()
+
+
+def test_no_key_reaches_a_worker(folder: Path) -> None:
+    request = replace(plan(folder, "npo").request, digest_key=b"k" * 32, model=Path("base"))
+    stripped = fsdp._stripped(request)
+    assert stripped.digest_key is None and stripped.signer is None
+    assert stripped.model == Path.cwd() / "base"

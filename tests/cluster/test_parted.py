@@ -1,0 +1,85 @@
+"""Two processes that each hold a part of a model do what one process does."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sisa.approximate.answers import statistics
+from sisa.approximate.models import LanguageModel
+
+from ..approximate import language
+from . import pair
+
+pytestmark = pytest.mark.slow
+
+each_case = pytest.mark.parametrize("name", pair.CASES)
+
+ULP = 1e-5
+"""How far sums in another order may lead, in units of the larger of 1 and the value."""
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two processes have left what came out."""
+    folder = tmp_path_factory.mktemp("pair")
+    for name, case in pair.CASES.items():
+        if case.taken_up:
+            with pytest.raises(InterruptedError):
+                pair.alone(case, language, folder / name, stop_after=3)
+            assert list((folder / name).glob("*2.progress.safetensors"))
+    paths = os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, pair.__file__, language.__file__, str(folder)]
+    started = [
+        subprocess.Popen([*command, rank], env=os.environ | {"PYTHONPATH": paths})
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(300) for process in started] == [0, 0]
+    return folder
+
+
+@functools.cache
+def alone(name: str) -> pair.Found:
+    """What one process makes of a case."""
+    return pair.alone(pair.CASES[name], language)
+
+
+@each_case
+def test_a_step_of_two_is_the_step_of_one(both: Path, name: str) -> None:
+    found = pair.Found(**torch.load(both / f"{name}.pt"))
+    one = alone(name)
+    assert found.losses == pytest.approx(one.losses, rel=ULP, abs=ULP)
+    assert len(found.losses) == 4
+    # AdamW divides the scale of a gradient out: its norm alone tells a mean from a sum
+    taken_up = len(one.norms) - len(found.norms)
+    assert taken_up == (2 if pair.CASES[name].taken_up else 0)
+    assert found.norms == pytest.approx(one.norms[taken_up:], rel=ULP)
+    assert found.parameters.keys() == one.parameters.keys()
+    for key, tensor in one.parameters.items():
+        torch.testing.assert_close(found.parameters[key], tensor.detach(), rtol=0, atol=ULP)
+
+
+@each_case
+def test_two_say_of_items_what_one_says(both: Path, name: str) -> None:
+    found = pair.Found(**torch.load(both / f"{name}.pt"))
+    one = alone(name)
+    assert torch.equal(found.before, one.before)
+    torch.testing.assert_close(found.after, one.after, rtol=1e-4, atol=1e-4)
+
+
+def test_changed_parameters_are_what_the_next_forward_has(both: Path) -> None:
+    one = LanguageModel(language.llama())
+    pair.halve(one.trainable())
+    expected = statistics(one, pair.items(language)[0], 2).nll
+    for rank in (0, 1):
+        assert torch.equal(torch.load(both / f"halved-{rank}.pt"), expected)
+
+
+def test_a_collapse_that_one_sees_is_heard_of_by_both(both: Path) -> None:
+    assert [torch.load(both / f"heard-{rank}.pt") for rank in (0, 1)] == [True, True]
