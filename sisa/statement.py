@@ -5,7 +5,7 @@ https://github.com/in-toto/attestation/tree/main/spec/v1. Nothing here needs a w
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -231,7 +231,29 @@ class Erasure(Part):
     """What the guarantee does not cover."""
 
 
-class Statement(Part):
+class InToto(Part):
+    """What statements of in-toto have in common: their bytes, and how these are signed and read."""
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes that are written, or signed."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True))
+
+    def signed(self, signer: Signer) -> bytes:
+        """An envelope with the statement."""
+        return envelope.sign(PAYLOAD_TYPE, self.payload, signer)
+
+    @classmethod
+    def of(cls, payload: bytes) -> Self | None:
+        """The statement of a payload; None if it is another, or written in another way."""
+        try:
+            found = cls.model_validate_json(payload)
+        except ValueError:
+            return None
+        return found if found.payload == payload else None
+
+
+class Statement(InToto):
     """An in-toto statement, version 1."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(
@@ -246,15 +268,6 @@ class Statement(Part):
     predicate: Erasure
     """What was erased, rebuilt and destroyed."""
 
-    @property
-    def payload(self) -> bytes:
-        """The bytes that are signed."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True))
-
-    def signed(self, signer: Signer) -> bytes:
-        """The certificate: an envelope with the statement."""
-        return envelope.sign(PAYLOAD_TYPE, self.payload, signer)
-
 
 def parse(payload: bytes) -> Statement:
     """A statement from what was signed.
@@ -262,12 +275,8 @@ def parse(payload: bytes) -> Statement:
     Raises:
         ExactnessError: It is no such statement, or is written in another way.
     """
-    try:
-        found = Statement.model_validate_json(payload)
-        if found.payload == payload:
-            return found
-    except ValueError:
-        pass
+    if (found := Statement.of(payload)) is not None:
+        return found
     raise ExactnessError(
         "It states something else than an erasure of this version.",
         "Use the sisa that issued it.",

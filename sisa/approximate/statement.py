@@ -17,12 +17,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data_index import envelope
-from data_index.envelope import Signer
 from data_index.storage import canonical_json, sha256
 from sisa.approximate.evidence import Evidence, Real, Verdict
 from sisa.errors import ExactnessError
 from sisa.signing_keys import Trusted
-from sisa.statement import PAYLOAD_TYPE, TYPE, Count, Digest, Number, Part, Subject, Time
+from sisa.statement import PAYLOAD_TYPE, TYPE, Count, Digest, InToto, Number, Part, Subject, Time
 
 PREDICATE: Literal["https://sisa-unlearning.org/approximate/v1"] = (
     "https://sisa-unlearning.org/approximate/v1"
@@ -165,7 +164,7 @@ class Approximation(Part):
         return self
 
 
-class Statement(Part):
+class Statement(InToto):
     """An in-toto statement, version 1."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(
@@ -179,15 +178,6 @@ class Statement(Part):
     )
     predicate: Approximation
     """What was done and measured."""
-
-    @property
-    def payload(self) -> bytes:
-        """The bytes that are written, or signed."""
-        return canonical_json(self.model_dump(mode="json", by_alias=True))
-
-    def signed(self, signer: Signer) -> bytes:
-        """The statement in a DSSE envelope."""
-        return envelope.sign(PAYLOAD_TYPE, self.payload, signer)
 
 
 def read(data: bytes, trusted: Trusted | None = None) -> Statement:
@@ -203,12 +193,8 @@ def read(data: bytes, trusted: Trusted | None = None) -> Statement:
         ExactnessError: It is no approximate statement, or is written in another way.
     """
     payload = _inner(data) if trusted is None else envelope.open_(data, PAYLOAD_TYPE, trusted)
-    try:
-        found = Statement.model_validate_json(payload)
-        if found.payload == payload:
-            return found
-    except ValueError:
-        pass
+    if (found := Statement.of(payload)) is not None:
+        return found
     raise ExactnessError(
         "It is no approximate statement of this version.", "Use the sisa that wrote it."
     )
