@@ -47,6 +47,20 @@ def scatter(words: Words, word: int) -> Words:
         return z ^ (z >> np.uint64(31))
 
 
+def in_order(hashes: Words) -> Indices:
+    """What a stable sort of hashes gives; without a tie, as nearly always, any sort gives it, and
+    the plain one takes a sixth of the time.
+
+    Args:
+        hashes: uint64 [n].
+    """
+    order = np.argsort(hashes)
+    ranked = hashes[order]
+    if (ranked[1:] == ranked[:-1]).any():
+        return np.argsort(hashes, kind="stable")
+    return order
+
+
 def stage_epochs(training: Training, slices: int, slice_: int) -> Fraction:
     """Epochs of a stage, so that R stages visit what e0 epochs would.
 
@@ -120,9 +134,9 @@ class StagePlan:
         """In hash order; a record is in a partial epoch iff its hash is under the share."""
         hashes = self._hashes(number)
         if share > _MASK:
-            return np.argsort(hashes, kind="stable")
+            return in_order(hashes)
         rows = np.flatnonzero(hashes < np.uint64(share))
-        return rows[np.argsort(hashes[rows], kind="stable")]
+        return rows[in_order(hashes[rows])]
 
     @property
     def samples(self) -> int:

@@ -114,7 +114,7 @@ def _waiting(context: Context, named: Named, pace: Tempo, together: Forecast) ->
         together=both,
         one_after_other=apart,
         saved_by_waiting=Price(
-            samples=apart.samples - both.samples, seconds=round(apart.seconds - both.seconds, 3)
+            samples=apart.samples - both.samples, seconds=round(apart.seconds - both.seconds, 6)
         ),
     )
 
@@ -159,8 +159,8 @@ def _reach(before: Walk, after: Walk, retention: Retention) -> int:
 def _price(context: Context, pace: Tempo, work: Work) -> Price:
     """Samples, and seconds from what stored stages took, on the workers there are."""
     seconds = pace.seconds(work, tempo.workers(context))
-    return Price(samples=int(work.samples), seconds=round(seconds, 3))
+    return Price(samples=int(work.samples), seconds=round(seconds, 6))
 
 
 def _sum(a: Price, b: Price) -> Price:
-    return Price(samples=a.samples + b.samples, seconds=round(a.seconds + b.seconds, 3))
+    return Price(samples=a.samples + b.samples, seconds=round(a.seconds + b.seconds, 6))

@@ -374,3 +374,14 @@ def test_threads_are_set_and_read_back(library):
 
 def test_the_number_of_processors_is_that_of_this_process():
     assert determinism.cpus() >= 1
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_order_of_hashes_is_that_of_a_stable_sort(ties: bool) -> None:
+    words = determinism.scatter(np.arange(20_000, dtype=np.uint64), 7)
+    hashes = words % np.uint64(50) if ties else words
+    expected = np.argsort(hashes, kind="stable")
+    assert np.array_equal(determinism.in_order(hashes), expected)
+    assert np.array_equal(np.argsort(hashes), expected) != ties, (
+        "ties are what makes the difference"
+    )

@@ -26,7 +26,7 @@ import pytest
 from sisa import Workspace, outbox
 from sisa.config import Data
 from sisa.context import Reporter
-from sisa.errors import ExactnessError
+from sisa.errors import ExactnessError, IncompleteError
 
 LEARNER = """
 import torch
@@ -369,6 +369,20 @@ time.sleep(600)
     while alive(child):
         assert time.monotonic() < deadline, "the messenger outlives its parent"
         time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_champion_without_a_vote_is_out_of_service(shop: Shop, tmp_path: Path) -> None:
+    """The last test, as nobody is left: the server answers 503, not an older model's prediction."""
+    everybody = [f"customer-{i}" for i in range(40) if f"customer-{i}" != GONE]
+    with shop.open() as ws:
+        assert ws.forget(subjects=everybody, wait=False).status == "accepted"
+        with pytest.raises(IncompleteError):
+            ws.predict(rows(1000, 5))
+    test = rows(1000, 5)
+    data = {"columns": list(FEATURES), "data": [list(r.values()) for r in features(test)]}
+    with serving(tmp_path / "log") as address, pytest.raises(urllib.error.HTTPError, match="503"):
+        ask(address, {"dataframe_split": data})
 
 
 def alive(process: Path) -> bool:

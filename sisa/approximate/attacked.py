@@ -44,6 +44,10 @@ RATES = (1.0, 10.0, 100.0)
 """Times `Attacks.lr`, at which relearning is tried: an attacker keeps the best."""
 
 
+ROUNDING = 1e-6
+"""Of a mean probability: a smaller difference is none."""
+
+
 @dataclass(frozen=True)
 class Attacks:
     """How a model is attacked.
@@ -226,9 +230,11 @@ def _best(found: relearn.Relearned) -> tuple[float, float]:
 
 
 def _cut(original: float, unlearned: float, attacked: float) -> float:
-    """Recovered share from 0 to 1; 1 where nothing was forgotten."""
+    """Recovered share from 0 to 1; 1 where nothing was forgotten, but for rounding."""
     share = recovered_share(original, unlearned, attacked)
-    return 1.0 if share is None else min(max(share, 0.0), 1.0)
+    if share is None or abs(original - unlearned) < ROUNDING:
+        return 1.0
+    return min(max(share, 0.0), 1.0)
 
 
 def _sizes(subject: Subject, items: Any) -> Any:

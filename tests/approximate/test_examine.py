@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sisa.approximate import answers, inputs, models
-from sisa.approximate.attacked import Attacks
+from sisa.approximate.attacked import Attacks, _cut
 from sisa.approximate.batches import Examples, Items
 from sisa.approximate.evidence import NOT_EVALUATED
 from sisa.approximate.examine import Asked, Examination
@@ -135,6 +135,16 @@ def test_relearning_finds_what_was_only_hidden() -> None:
     still = Attacks(lr=1e-9, steps=1)
     nothing, _ = Examination(begun.asked, begun.before, still).end(model)
     assert nothing.relearning != NOT_EVALUATED and nothing.relearning.recovery.recovered < 0.01
+
+
+@pytest.mark.parametrize(
+    ("unlearned", "attacked", "share"),
+    [(0.4, 0.6, 0.5), (0.4, 0.1, 0.0), (0.4, 0.9, 1.0), (0.8, 0.3, 1.0), (0.8 + 1e-8, 0.3, 1.0)],
+)
+def test_what_was_not_forgotten_counts_as_recovered(
+    unlearned: float, attacked: float, share: float
+) -> None:
+    assert _cut(0.8, unlearned, attacked) == pytest.approx(share)
 
 
 def test_members_are_told_from_others_in_either_direction() -> None:

@@ -13,8 +13,8 @@ RATES = ("lr=1e-4", "lr=3e-4", "lr=1e-3")
 """Learning rates tried of each method that has one; the models were made at the last of them."""
 
 GRIDS: Mapping[str, tuple[str, ...]] = {
-    "ssd": ("alpha=1.5", "alpha=2", "alpha=3"),
-    "ssd-label-free": ("alpha=1.5", "alpha=2", "alpha=3"),
+    "ssd": ("alpha=2", "alpha=3", "alpha=4"),
+    "ssd-label-free": ("alpha=2", "alpha=3", "alpha=4"),
     "prune": ("share=0.005", "share=0.02", "share=0.08"),
     "reset": ("share=0.005", "share=0.02", "share=0.08"),
     "newton": ("damping=0.01", "damping=0.1", "damping=1"),

@@ -68,6 +68,8 @@ def _line(lines: Iterable[Line], name: str) -> Line:
     return next(line for line in lines if line.name == name)
 
 
-def _told(what: str, lines: Iterable[Line], holds: Callable[[Line], bool]) -> str:
+def _told(what: str, lines: Sequence[Line], holds: Callable[[Line], bool]) -> str:
     names = [f"`{line.name}`" for line in lines if holds(line)]
+    if names and len(names) == len(lines):
+        return f"{what}: all {len(lines)}."
     return f"{what}: {', '.join(names) or 'none'}."

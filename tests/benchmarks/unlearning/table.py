@@ -52,8 +52,8 @@ def _cells(line: Line) -> list[str]:
         f"{geometric(said.each):.1f}",
         f"{said.extraction:.2f}",
         _worst(line.evidence["membership"]),
-        _recovered(line.evidence["relearning"], "recovery"),
-        _recovered(line.evidence["quantisation"], "bits", "4"),
+        _recovered(line, "relearning", "recovery"),
+        _recovered(line, "quantisation", "bits", "4"),
         f"{min(trial['seconds'] for trial in line.trials):.1f}",
         f"{line.chosen['peak_bytes'] / 2**20:.0f}",
         line.chosen["settings"][0] if line.chosen["settings"] else "",
@@ -69,11 +69,13 @@ def _worst(membership: Any) -> str:
     return f"{rates[name]:.2f} {name.replace('_', '-')}"
 
 
-def _recovered(part: Any, *path: str) -> str:
+def _recovered(line: Line, part: str, *path: str) -> str:
     """The metric after the attack, and the share of what was lost that came back."""
-    if isinstance(part, str):
+    found = line.evidence[part]
+    if isinstance(found, str):
         return "-"
-    found = part
     for key in path:
         found = found[key]
+    if line.name == "nothing":  # nothing was taken that could come back
+        return f"{found['attacked']:.3f}" if part == "quantisation" else "-"
     return f"{found['attacked']:.3f} ({100 * found['recovered']:.0f} %)"

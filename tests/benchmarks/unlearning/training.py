@@ -7,6 +7,7 @@ forget: the order of an epoch is a hash of ids, so that leaving some out moves n
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def _train(out: Path, tokenizer: Any, sides: Sequence[Items], how: loop.Settings
     with written(out, working / "model") as folder:
         models.save(subject, folder)
         (folder / COST).write_text(json.dumps(cost))
+    shutil.rmtree(working)  # or a model that was removed would be back, with its former seconds
 
 
 def _tell(metrics: Any, step: int) -> None:
