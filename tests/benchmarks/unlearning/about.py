@@ -6,7 +6,7 @@ import common
 
 from sisa.approximate.attacked import RATES as TIMES
 from sisa.approximate.methods import METHODS
-from unlearning.grid import EPOCHS, FIXED, GRIDS, ITEMS, RATES, WARMUP, lacking
+from unlearning.grid import EPOCHS, FIXED, GRIDS, ITEMS, MIXED, RATES, WARMUP, lacking
 from unlearning.lines import FLOOR
 from unlearning.table import COLUMNS
 from unlearning.training import HOW, SHAPE
@@ -62,7 +62,8 @@ def _tried() -> list[str]:
         f"mean log probability of the forget items) at {FLOOR:.0%} of the base's utility or more,",
         "and where none keeps as much, the one with the most utility. So it was",
         "chosen with the retrain at hand, which nobody has who needs a method. All other settings",
-        f"are the authors', but for {fixed}.",
+        f"are the authors', but for {fixed}. `mix` mixes the base with the model of the first",
+        f"trial of `{MIXED}`.",
     ]
 
 

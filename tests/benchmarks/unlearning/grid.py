@@ -18,6 +18,7 @@ GRIDS: Mapping[str, tuple[str, ...]] = {
     "prune": ("share=0.005", "share=0.02", "share=0.08"),
     "reset": ("share=0.005", "share=0.02", "share=0.08"),
     "newton": ("damping=0.01", "damping=0.1", "damping=1"),
+    "mix": ("utility=0.8", "utility=0.9", "utility=0.95"),
 }
 """Settings tried of edits, which have no learning rate. The authors' alpha of 10 selects nothing
 where a fifth of all items is to be forgotten: no parameter can be more than 5 times as important
@@ -32,6 +33,9 @@ FIXED: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that the size of the model or of the budget asks for; all others are the authors'."""
 
+MIXED = "gradient-ascent"
+"""Whose model, of the first of its trials, `mix` mixes with the base."""
+
 GIVEN = {"retain", "alternatives", "similarity", "statistics", "original", "language"}
 """Needs that are met here, beside an adapter, which a training makes itself."""
 
@@ -43,8 +47,6 @@ def tried() -> dict[str, tuple[tuple[str, ...], ...]]:
 
 def lacking(method: Method) -> str:
     """What a method needs and is not here, in words; empty if it is all here."""
-    if method.name == "mix":
-        return "another method's model, which it would mix with the base"
     met = GIVEN | ({"adapter"} if method.kind == "objective" else set())
     return " and ".join(NEEDS[need] for need in method.needs if need not in met)
 

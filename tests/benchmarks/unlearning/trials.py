@@ -34,6 +34,7 @@ from sisa.approximate.metrics.quality import forget_quality
 from sisa.approximate.metrics.scores import Scores
 from sisa.approximate.models import LanguageModel
 from sisa.errors import DivergedError, IncompleteError, SisaError
+from unlearning import grid
 from unlearning.training import COST, Trained
 
 TOGETHER = 4
@@ -118,11 +119,15 @@ def kept(file: Path, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
 
 def trial(made: Trained, method: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """Let a method change the base, and ask what came of it."""
-    named = sha256(canonical_json([method, settings]))[:16]
-    out = made.folder / "trials" / f"{method}-{named}"
+    out = _folder(made, method, settings)
     never = baseline(made, "retrain", made.retrain)["said"]["each"]
     task = partial(alone, _trial, made, method, settings, out, never)
     return kept(out.with_suffix(".json"), task)
+
+
+def _folder(made: Trained, method: str, settings: tuple[str, ...]) -> Path:
+    named = sha256(canonical_json([method, settings]))[:16]
+    return made.folder / "trials" / f"{method}-{named}"
 
 
 def attacked(made: Trained, folder: Path) -> dict[str, Any]:
@@ -155,7 +160,8 @@ def _quietly() -> None:
 def _trial(
     made: Trained, method: str, settings: tuple[str, ...], out: Path, never: Sequence[float]
 ) -> dict[str, Any]:
-    needs = METHODS[method].needs
+    needs, mixes = METHODS[method].needs, method == "mix"
+    model = _folder(made, grid.MIXED, grid.tried()[grid.MIXED][0]) if mixes else made.base
     alternatives = made.files["wrong" if method == "label-flip" else "unknowing"]
     keeps = {"retain", "statistics", "similarity"} & {*needs}
     shutil.rmtree(out, ignore_errors=True)
@@ -164,11 +170,11 @@ def _trial(
             unlearn.Request(
                 method,
                 made.files["forget"],
-                made.base,
+                model,
                 out,
                 retain=made.files["retain"] if keeps else None,
                 alternatives=alternatives if "alternatives" in needs else None,
-                original=made.start if "original" in needs else None,
+                original=(made.base if mixes else made.start) if "original" in needs else None,
                 evidence=False,
                 settings=settings,
             )
