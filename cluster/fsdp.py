@@ -32,11 +32,11 @@ from cluster.connect import connect
 from cluster.parted import PartedModel, Processes, answers, kept
 from sisa.approximate import loop
 from sisa.approximate.batches import Batch
-from sisa.approximate.carry_out import Carried, compared, looped, neighbours
+from sisa.approximate.carry_out import Carried, looped, neighbours, reference_of
 from sisa.approximate.examine import Asked, Known
 from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.plan import Plan, loaded, look
-from sisa.approximate.reference import AdapterOff, Live, Reference
+from sisa.approximate.reference import Reference
 from sisa.approximate.request import Request
 from sisa.approximate.step import Sources
 from sisa.config import ExecutorSection
@@ -251,26 +251,15 @@ def _known(plan: Plan, team: Processes, model: PartedModel) -> Known | None:
 def _reference(
     plan: Plan, near: Batch | None, team: Processes, model: PartedModel
 ) -> Reference | None:
-    """What the method compares with, as one process has it.
+    """What the method compares with, shared out; see `reference_of`."""
 
-    Raises:
-        ConfigurationError: It compares more than can be kept.
-    """
-    needed, own, chunk = plan.method.references, plan.chosen.own, plan.chosen.loop.chunk_rows
-    if not needed:
-        return None
-    if own.lora_rank:
-        return AdapterOff(model, chunk)
-    if own.reference == "second":
-        second = _language(loaded(plan.request.model, own))
-        return Live(PartedModel(second, model.device), chunk)
-    if "hidden" in needed or len(needed) > 1:
-        raise ConfigurationError(
-            f"{plan.method.name} compares more with the model as it was than can be kept of it.",
-            "Set lora_rank, or reference=second for a second model in memory.",
-        )
-    top = None if needed == {"scores"} else own.reference_top
-    return kept(team, model, compared(plan, near), top, chunk)
+    def second() -> PartedModel:
+        return PartedModel(_language(loaded(plan.request.model, plan.chosen.own)), model.device)
+
+    chunk = plan.chosen.loop.chunk_rows
+    return reference_of(
+        plan, near, second, lambda batches, top: kept(team, model, batches, top, chunk)
+    )
 
 
 def _give(team: Processes, model: PartedModel, file: Path) -> None:

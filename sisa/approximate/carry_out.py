@@ -12,6 +12,7 @@ from sisa.approximate.declaration import Method
 from sisa.approximate.examine import Known
 from sisa.approximate.floor import with_floor
 from sisa.approximate.item_values import mean_probability
+from sisa.approximate.models import Subject
 from sisa.approximate.neighbours import nearest
 from sisa.approximate.plan import Plan, loaded
 from sisa.approximate.reference import Reference
@@ -142,7 +143,31 @@ def neighbours(plan: Plan) -> Batch | None:
 
 
 def _reference(plan: Plan, near: Batch | None, working: Path) -> Reference | None:
+    """What the method compares with, in one process; see `reference_of`."""
+    chunk = plan.chosen.loop.chunk_rows
+    return reference_of(
+        plan,
+        near,
+        lambda: loaded(plan.request.model, plan.chosen.own),
+        lambda batches, top: reference.keep(
+            plan.subject, batches, top=top, folder=working, chunk=chunk
+        ),
+    )
+
+
+def reference_of(
+    plan: Plan,
+    near: Batch | None,
+    second: Callable[[], Subject],
+    keep: Callable[[list[Batch], int | None], Reference],
+) -> Reference | None:
     """What the method compares with: the model as it was, without a second one if that can be.
+
+    Args:
+        plan: With the model that is trained.
+        near: See `neighbours`.
+        second: Makes a second model.
+        keep: Keeps values of items: their scores, or so many log-probabilities of each position.
 
     Raises:
         ConfigurationError: It compares more than can be kept.
@@ -153,14 +178,13 @@ def _reference(plan: Plan, near: Batch | None, working: Path) -> Reference | Non
     if own.lora_rank:
         return reference.AdapterOff(plan.subject, chunk)
     if own.reference == "second":
-        return reference.Live(loaded(plan.request.model, own), chunk)
+        return reference.Live(second(), chunk)
     if "hidden" in needed or len(needed) > 1:
         raise ConfigurationError(
             f"{plan.method.name} compares more with the model as it was than can be kept of it.",
             "Set lora_rank, or reference=second for a second model in memory.",
         )
-    top = None if needed == {"scores"} else own.reference_top
-    return reference.keep(plan.subject, compared(plan, near), top=top, folder=working, chunk=chunk)
+    return keep(compared(plan, near), None if needed == {"scores"} else own.reference_top)
 
 
 def compared(plan: Plan, near: Batch | None) -> list[Batch]:

@@ -26,7 +26,7 @@ from sisa.approximate.metrics.scores import Scores
 from sisa.approximate.models import Subject
 from sisa.approximate.plan import Plan, trained
 from sisa.approximate.request import configured
-from sisa.errors import ConfigurationError, DivergedError, IncompleteError, SisaError
+from sisa.errors import ConfigurationError, IncompleteError, SisaError
 
 FILE = "sweep.json"
 """Name of the table of all tries in the folder of the model."""
@@ -150,7 +150,8 @@ def search(
         found = _tried(plan, settings, aim, run)
         trial.set_user_attr("try", asdict(found))
         trial.set_constraint("floor", aim.lacking(found))
-        _tell(study, trial, found)
+        # one that broke the model is the worst there is, which the sampler can learn from
+        study.tell(trial, 1.0 if found.distance is None else found.distance)
         report(len(made) + 1, found)
     good = [each for each in made if aim.lacking(each) <= 0 and each.distance is not None]
     if not good:
@@ -209,7 +210,7 @@ def _tried(plan: Plan, settings: Mapping[str, float], aim: Aim, run: Run) -> Try
         with torch.random.fork_rng():
             run(own)
         return aim.judged(own.subject, settings)
-    except (DivergedError, SisaError):  # a setting that breaks the model is a try that failed
+    except SisaError:  # a setting that breaks the model is a try that failed
         return Try(dict(settings), None, None, None)
 
 
@@ -236,11 +237,6 @@ def _study(folder: Path, seed: int) -> Any:
         direction="minimize",
         load_if_exists=True,
     )
-
-
-def _tell(study: Any, trial: Any, found: Try) -> None:
-    """A try that broke the model is the worst there is, which the sampler can learn from."""
-    study.tell(trial, 1.0 if found.distance is None else found.distance)
 
 
 def _tries(study: Any) -> list[Try]:

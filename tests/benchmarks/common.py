@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -116,6 +118,29 @@ def publish(
     sections[title] = body
     whole = [f"## {name}\n{sections[name].rstrip()}\n" for name in sorted(sections)]
     page.write_text("\n".join([HEADS[page], *whole]), "utf-8")
+
+
+def kept(
+    file: Path,
+    find: Callable[[], Mapping[str, Any]],
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """What a file holds, or what is found and put into it, with the time that took.
+
+    Args:
+        file: Whole or not there, so that an interrupted benchmark goes on.
+        find: Finds it.
+        clock: Tells seconds: those on the wall, unless it is another one.
+    """
+    if not file.exists():
+        started = clock()
+        found = {**find(), "took": clock() - started}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(found))
+        unfinished.rename(file)
+    loaded: dict[str, Any] = json.loads(file.read_text())
+    return loaded
 
 
 def machine() -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -104,25 +103,12 @@ def alone(task: Callable[..., Any], *given: Any) -> Any:
         return pool.submit(task, *given).result()
 
 
-def kept(file: Path, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What a file holds, or what is found and put into it, with the seconds that took."""
-    if not file.exists():
-        started = time.monotonic()
-        found = {**find(), "took": time.monotonic() - started}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(found))
-        unfinished.rename(file)
-    loaded: dict[str, Any] = json.loads(file.read_text())
-    return loaded
-
-
 def trial(made: Trained, method: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """Let a method change the base, and ask what came of it."""
     out = _folder(made, method, settings)
     never = baseline(made, "retrain", made.retrain)["said"]["each"]
     task = partial(alone, _trial, made, method, settings, out, never)
-    return kept(out.with_suffix(".json"), task)
+    return common.kept(out.with_suffix(".json"), task)
 
 
 def _folder(made: Trained, method: str, settings: tuple[str, ...]) -> Path:
@@ -133,13 +119,13 @@ def _folder(made: Trained, method: str, settings: tuple[str, ...]) -> Path:
 def attacked(made: Trained, folder: Path) -> dict[str, Any]:
     """The evidence of a model, with the same attacks for every one."""
     file = made.folder / "evidence" / f"{folder.name}.json"
-    return kept(file, partial(alone, _attacked, made, folder))
+    return common.kept(file, partial(alone, _attacked, made, folder))
 
 
 def baseline(made: Trained, name: str, folder: Path) -> dict[str, Any]:
     """A trial that is none: the base as it is, or the exact retrain."""
     file = made.folder / "trials" / f"{name}.json"
-    return kept(file, partial(alone, _baseline, made, name, folder))
+    return common.kept(file, partial(alone, _baseline, made, name, folder))
 
 
 def seconds(made: Trained) -> float:

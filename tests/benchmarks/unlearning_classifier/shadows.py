@@ -23,7 +23,7 @@ from unlearning_classifier.applied import change
 from unlearning_classifier.images import SHADOW, SHARE, TRAINED, Sides, shadow_rows
 from unlearning_classifier.measured import TOGETHER
 from unlearning_classifier.training import Model, copied
-from unlearning_classifier.trials import kept
+from unlearning_classifier.trials import timed
 
 MODELS = 16
 """Shadow models."""
@@ -134,7 +134,7 @@ class Attack:
             SHADOW, MODELS, about, common.SEED, member_share=0.5, forget_share=FORGET_SHARE
         )
         file = self.folder / "attacks" / f"{plan.digest}.json"
-        return Attacked(**_without(kept(file, partial(self._attacked, plan, unlearn)), "took"))
+        return Attacked(**_without(timed(file, partial(self._attacked, plan, unlearn)), "took"))
 
     def _attacked(self, plan: shadow.Plan, unlearn: Unlearn) -> dict[str, Any]:
         def unlearned(model: Model, forget: Any, retain: Any) -> Model:

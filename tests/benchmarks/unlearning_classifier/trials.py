@@ -25,6 +25,9 @@ from unlearning_classifier.training import Model, copied
 OTHER = common.SEED + 1
 """Seed of a second retrain: how far apart two of them are is as near as a method can come."""
 
+timed = partial(common.kept, clock=time.process_time)
+"""What a file holds, or what is found, with the processor time that took."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -79,19 +82,6 @@ def made(build: Path, scenario: Scenario) -> Made:
     return Made(folder, scenario, base, retrain, training.log_of(build / "base"))
 
 
-def kept(file: Path, find: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What a file holds, or what is found and put into it, with the processor time that took."""
-    if not file.exists():
-        began = time.process_time()
-        found = {**find(), "took": time.process_time() - began}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(found))
-        unfinished.rename(file)
-    loaded: dict[str, Any] = json.loads(file.read_text())
-    return loaded
-
-
 def spent(folder: Path) -> float:
     """Processor time of all that was found in a folder, whenever."""
     files = folder.glob("*/*.json")  # models are described by such files too
@@ -102,7 +92,7 @@ def trial(made: Made, method: str, settings: Mapping[str, Setting]) -> Trial:
     """Let a method change the base, and ask what came of it."""
     named = sha256(canonical_json([method, settings]))[:16]
     file = made.folder / "trials" / f"{_plain(method)}-{named}.json"
-    return _read(kept(file, partial(_changed, made, method, settings)))
+    return _read(timed(file, partial(_changed, made, method, settings)))
 
 
 def baselines(made: Made) -> dict[str, Trial]:
@@ -114,7 +104,7 @@ def baselines(made: Made) -> dict[str, Trial]:
     }
     folder = made.folder / "baselines"
     return {
-        name: _read(kept(folder / f"{_plain(name)}.json", partial(_as_is, made, name, of)))
+        name: _read(timed(folder / f"{_plain(name)}.json", partial(_as_is, made, name, of)))
         for name, of in found.items()
     }
 
