@@ -31,9 +31,9 @@ from torch import distributed
 from cluster.connect import connect
 from cluster.parted import PartedModel, Processes, answers, kept
 from sisa.approximate import loop
+from sisa.approximate.asked import Known
 from sisa.approximate.batches import Batch
-from sisa.approximate.carry_out import Carried, looped, neighbours, reference_of
-from sisa.approximate.examine import Asked, Known
+from sisa.approximate.carry_out import Carried, asked, looped, neighbours, reference_of
 from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.plan import Plan, loaded, look
 from sisa.approximate.reference import Reference
@@ -226,6 +226,7 @@ def _stripped(request: Request) -> Request:
         for field in fields(request)
         if isinstance(value := getattr(request, field.name), Path)
     }
+    paths["wrong"] = tuple(path.absolute() for path in request.wrong)
     settings = (*request.settings, "device=cpu")  # parts of it are moved to GPUs one by one
     return replace(
         request, signer=None, digest_key=None, retrained=None, settings=settings, **paths
@@ -236,16 +237,10 @@ def _known(plan: Plan, team: Processes, model: PartedModel) -> Known | None:
     """What the model says, shared out as all else is."""
     if not plan.request.evidence:
         return None
-    how, most = plan.chosen.loop, plan.chosen.own.evidence_items
-    others = (plan.others.get("retain"), plan.others.get("holdout"))
-    asked = Asked.of(plan.forget, *others, most)
-    sides = (asked.forget, asked.retain, asked.holdout)
-    forget, retain, holdout = (
-        None if side is None else answers(team, model, side, how.items_per_batch, how.chunk_rows)
-        for side in sides
-    )
-    assert forget is not None
-    return Known(forget, retain, holdout)
+    how = plan.chosen.loop
+    sizes = (how.items_per_batch, how.chunk_rows)
+    rows = Known.by(asked(plan), lambda side: answers(team, model, side, *sizes))
+    return replace(rows, said="A model that several workers hold does not go on by itself.")
 
 
 def _reference(

@@ -85,6 +85,13 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--holdout",
         "Items of the same kind that no model ever saw: membership is asked beside them.",
     ),
+    _paths(
+        "--wrong",
+        "Items to forget with a wrong answer, in their order: the truth ratio is asked beside "
+        "them; several times for several.",
+        multiple=True,
+    ),
+    _paths("--paraphrased", "Items to forget with the right answer in other words."),
     _paths("--retrained", "Folder of a model that never saw what is to be forgotten."),
     _paths("--log", "Folder of the update log of the model's training."),
     _paths("--original", "Folder of the model as it was before."),

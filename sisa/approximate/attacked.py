@@ -31,6 +31,7 @@ from sisa.approximate.evidence import (
     Recovery,
     Relearning,
 )
+from sisa.approximate.metrics.privacy import auc, privacy_leakage
 from sisa.approximate.metrics.statistics import RowStatistics
 from sisa.approximate.models import Classifier, LanguageModel, Subject, merged
 from sisa.approximate.objectives.rows import nll
@@ -43,6 +44,9 @@ METRIC = "probability"
 RATES = (1.0, 10.0, 100.0)
 """Times `Attacks.lr`, at which relearning is tried: an attacker keeps the best."""
 
+
+LEAKED = 0.4
+"""Share of an item's rows that PrivLeak looks at."""
 
 ROUNDING = 1e-6
 """Of a mean probability: a smaller difference is none."""
@@ -96,6 +100,7 @@ def membership(subject: Subject, forget: Seen, never: Seen, how: Attacks) -> Mem
         DataError: A statistic is not a finite number.
     """
     found = [_scores(subject, side, how) for side in (forget, never)]
+    leaked = _leakage(forget, never)
     return Membership(
         members=len(forget.items),
         non_members=len(never.items),
@@ -103,7 +108,22 @@ def membership(subject: Subject, forget: Seen, never: Seen, how: Attacks) -> Mem
             name: _attack(measure(members, found[1][name], "population", resamples=1))
             for name, members in found[0].items()
         },
+        privacy_leakage=NOT_EVALUATED if leaked is None else leaked,
     )
+
+
+def _leakage(forget: Seen, never: Seen) -> float | None:
+    """PrivLeak in percent; None without a model that never saw the items, or beside a perfect one.
+
+    MUSE's attack: Min-K at 40 % (Shi et al., 2024).
+    """
+    if forget.reference is None or never.reference is None:
+        return None
+    areas = [
+        auc(*(torch.from_numpy(scored.score_min_k(rows, LEAKED)) for rows in sides))
+        for sides in ((forget.rows, never.rows), (forget.reference, never.reference))
+    ]
+    return privacy_leakage(*areas).value
 
 
 def relearning(subject: Subject, forget: Batch, before: RowStatistics, how: Attacks) -> Relearning:

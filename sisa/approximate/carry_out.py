@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sisa.approximate import editing, loop, reference
+from sisa.approximate.asked import Asked, Known
 from sisa.approximate.batches import Batch
 from sisa.approximate.declaration import Method
-from sisa.approximate.examine import Known
 from sisa.approximate.floor import with_floor
 from sisa.approximate.item_values import mean_probability
 from sisa.approximate.models import Subject
@@ -39,6 +39,20 @@ class Carried:
 
 Carrier = Callable[[Plan, Path, loop.Report], Carried]
 """Changes a plan's model in place; takes a working folder, and what is told of every step."""
+
+
+def asked(plan: Plan) -> Asked:
+    """What the plan's model is asked before and afterwards."""
+    others, own = plan.others, plan.chosen.own
+    return Asked.of(
+        plan.forget,
+        others.get("retain"),
+        others.get("holdout"),
+        own.evidence_items,
+        paraphrased=others.get("paraphrased"),
+        wrong=[items for name, items in others.items() if name.startswith("wrong/")],
+        continued=own.continued_items,
+    )
 
 
 def carried_out(plan: Plan, working: Path, report: loop.Report) -> loop.Outcome:

@@ -29,7 +29,7 @@ class Card:
         kind: Steps of an optimizer on an objective, or one edit of the parameters.
         needs: What it needs besides the model and the items to forget, in words, by its name.
         cost: What it costs beside a forward and backward of the items to forget.
-        defaults: Its settings, as its authors give them.
+        defaults: Its settings; docs/approximate.md says whose they are.
         source: Where it is from.
     """
 

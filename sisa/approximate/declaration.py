@@ -112,8 +112,8 @@ class Method:
     Attributes:
         name: As in `sisa unlearn NAME`.
         kind: Trained through the loop, or an edit without an optimizer.
-        defaults: Settings, the authors' values unless `configured`; `gamma`, `alpha`, those of the
-            objective, and those of training, such as `lr` and `epochs`.
+        defaults: Settings, those of the registry unless `configured`; `gamma`, `alpha`, those of
+            the objective, and those of training, such as `lr` and `epochs`.
         also: What a user must bring that no term tells, in words of `NEEDS`.
         cost: What it costs beyond one pass over the forget set, in words.
         source: Where it comes from.

@@ -65,6 +65,25 @@ class Utility(Part):
     """Share of labelled positions whose likeliest token is the label."""
 
 
+class Continuation(Part):
+    """What the model says by itself when it goes on from the beginning of forget items, greedily.
+
+    VerbMem and KnowMem of MUSE (Shi et al., 2024, arXiv:2407.06460) are the mean of `f1`.
+    """
+
+    items: Several
+    """Forget items that were continued."""
+
+    begun: Literal["questions", "passages", "both"]
+    """What was continued: a question, or the first half of a passage."""
+
+    recall: Change
+    """Mean over items of ROUGE-L's recall of the words that follow in truth, 0 to 1."""
+
+    f1: Change
+    """Mean over items of ROUGE-L's F1, 0 to 1."""
+
+
 class Oracle(Part):
     """Comparison with a model that never saw the forget items: an exact retrain."""
 
@@ -79,6 +98,29 @@ class Oracle(Part):
 
     p_value: Share
     """Forget quality: p-value of the two-sided test; near 1, nothing tells the two apart."""
+
+
+class Truth(Part):
+    """How probable wrong answers are beside the right one: R = P(wrong) / P(right) of TOFU.
+
+    P(wrong) is the geometric mean of exp(-mean negative log likelihood) of the wrong answers
+    (Maini et al., 2024, arXiv:2401.06121, as its code has it).
+    """
+
+    items: Several
+    """Forget items with a right answer and wrong ones."""
+
+    answers: Number
+    """Wrong answers of each."""
+
+    paraphrased: bool
+    """Whether the right answer is in other words than those that were learned."""
+
+    ratio: Change
+    """Mean over items of min(R, 1/R); 1 where the model takes wrong answers for as likely."""
+
+    oracle: Oracle | NotEvaluated
+    """Comparison of the ratios with those of a model that never saw the forget items."""
 
 
 class Attack(Part):
@@ -106,6 +148,10 @@ class Membership(Part):
 
     attacks: Annotated[dict[str, Attack], Field(min_length=1)]
     """Outcome of each attack, by its name."""
+
+    privacy_leakage: Real | NotEvaluated
+    """PrivLeak of MUSE in percent: by how much the area of Min-K at 40 % is apart from that of a
+    model that never saw the forget items; below 0 too little is forgotten, above 0 too much."""
 
 
 class Recovery(Part):
@@ -161,6 +207,12 @@ class Evidence(Part):
 
     memorisation: Memorisation | NotEvaluated = NOT_EVALUATED
     """What the model still says of the forget items."""
+
+    continuation: Continuation | NotEvaluated = NOT_EVALUATED
+    """What it says by itself."""
+
+    truth: Truth | NotEvaluated = NOT_EVALUATED
+    """How probable wrong answers are."""
 
     utility: Utility | NotEvaluated = NOT_EVALUATED
     """What it says of others."""

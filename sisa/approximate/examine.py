@@ -1,84 +1,31 @@
-"""What a model says of items before and after a method, and what that comes to as evidence.
+"""A model examined before and after: all evidence of what a method did to it.
 
-One forward pass over the items feeds all figures. The three attacks are in `attacked.py`.
+What is read from answers is in `findings.py`, the three attacks are in `attacked.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from sisa.approximate import attacked
-from sisa.approximate.answers import CHUNK, ITEMS, statistics
+from sisa.approximate.asked import Asked, Known, known
 from sisa.approximate.attacked import Attacks, Seen
-from sisa.approximate.batches import Batch
 from sisa.approximate.evidence import (
     NOT_EVALUATED,
-    Change,
+    Continuation,
     Evidence,
     Membership,
-    Memorisation,
     NotEvaluated,
     Oracle,
-    Utility,
+    Truth,
 )
-from sisa.approximate.metrics import memory, probability
-from sisa.approximate.metrics.quality import forget_quality
-from sisa.approximate.metrics.scores import Scores
-from sisa.approximate.metrics.statistics import RowStatistics
+from sisa.approximate.findings import continuation, memorisation, oracle, truth, utility_of
 from sisa.approximate.models import Subject
 from sisa.errors import IncompleteError, SisaError
 
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Items that models are asked about, each with a labelled position.
-
-    Attributes:
-        forget: Of what is to be forgotten.
-        retain: Of what is kept, if anything is given.
-        holdout: Of what no model ever saw, if anything is given.
-    """
-
-    forget: Batch
-    retain: Batch | None = None
-    holdout: Batch | None = None
-
-    @classmethod
-    def of(
-        cls, forget: Batch, retain: Batch | None, holdout: Batch | None, most: int | None = None
-    ) -> Asked:
-        """Choose items by their digests, so that no order of files matters.
-
-        Args:
-            forget: What is to be forgotten.
-            retain: What is kept, or None.
-            holdout: What no model ever saw, or None.
-            most: Most of each; None for all.
-        """
-        others = (None if side is None else _some(side, most) for side in (retain, holdout))
-        return cls(_some(forget, most), *others)
-
-
-@dataclass(frozen=True)
-class Known:
-    """What one model says of the items, row by row; None where there are none."""
-
-    forget: RowStatistics
-    retain: RowStatistics | None
-    holdout: RowStatistics | None
-
-
-def known(subject: Subject, asked: Asked, together: int = ITEMS, chunk: int = CHUNK) -> Known:
-    """Ask a model: one forward pass over all items; see `answers.statistics`."""
-    others = (
-        None if side is None else statistics(subject, side, together, chunk)
-        for side in (asked.retain, asked.holdout)
-    )
-    return Known(statistics(subject, asked.forget, together, chunk), *others)
 
 
 @dataclass(frozen=True)
@@ -120,7 +67,8 @@ class Examination:
         """
         never = None
         if retrained is not None:
-            never = known(retrained, asked, attacks.items, attacks.chunk)
+            rows = replace(asked, continued=None)
+            never = known(retrained, rows, attacks.items, attacks.chunk)
         return cls(asked, before, attacks, never)
 
     def end(self, subject: Subject, after: Known | None = None) -> tuple[Evidence, tuple[str, ...]]:
@@ -152,7 +100,9 @@ class Examination:
         forget = (asked.forget, before.forget, attacks)
         found = Evidence(
             memorisation=part("Memorisation", lambda: memorisation(before.forget, now.forget)),
-            utility=part("Utility", lambda: _utility(before, now)),
+            continuation=part("What it says by itself", lambda: self._continuation(now)),
+            truth=part("The truth ratio", lambda: self._truth(now)),
+            utility=part("Utility", lambda: utility_of(before, now)),
             oracle=part("The comparison", lambda: self._oracle(now)),
             membership=part("Membership", lambda: self._membership(subject, now)),
             relearning=part("Relearning", lambda: attacked.relearning(subject, *forget)),
@@ -166,7 +116,17 @@ class Examination:
     def _oracle(self, after: Known) -> Oracle | NotEvaluated:
         if self.retrained is None:
             return NOT_EVALUATED
-        return oracle(after.forget, self.retrained.forget)
+        return oracle(after, self.retrained)
+
+    def _continuation(self, after: Known) -> Continuation | NotEvaluated:
+        if self.asked.continued is None:
+            return NOT_EVALUATED
+        return continuation(self.asked.continued, self.before, after)
+
+    def _truth(self, after: Known) -> Truth | NotEvaluated:
+        if not self.asked.wrong:
+            return NOT_EVALUATED
+        return truth(self.asked, self.before, after, self.retrained)
 
     def _membership(self, subject: Subject, after: Known) -> Membership:
         if self.asked.holdout is None or after.holdout is None:
@@ -180,83 +140,3 @@ class Examination:
             Seen(self.asked.holdout, after.holdout, None if never is None else never.holdout),
             self.attacks,
         )
-
-
-def memorisation(before: RowStatistics, after: RowStatistics) -> Memorisation:
-    """What is still known of the forget items.
-
-    Raises:
-        IncompleteError: There is one item or none.
-    """
-    _require_several(after.items, "item to forget")
-    return Memorisation(
-        items=after.items,
-        probability=_change(probability.probability, before, after),
-        exact=_change(memory.exact_memorisation, before, after),
-        extraction_strength=_change(memory.extraction_strength, before, after),
-    )
-
-
-def utility(before: RowStatistics, after: RowStatistics, held_out: bool) -> Utility:
-    """What is still known of others.
-
-    Raises:
-        IncompleteError: There is one item or none.
-    """
-    _require_several(after.items, "item to keep")
-    return Utility(
-        items=after.items,
-        held_out=held_out,
-        probability=_change(probability.probability, before, after),
-        exact=_change(memory.exact_memorisation, before, after),
-    )
-
-
-def oracle(after: RowStatistics, retrained: RowStatistics) -> Oracle:
-    """How far the forget items' probabilities are from those of a model that never saw them.
-
-    Raises:
-        IncompleteError: There is one item or none.
-    """
-    _require_several(after.items, "item to forget")
-    found = forget_quality(probability.probability(after), probability.probability(retrained))
-    if found.distance is None or found.p_value is None:
-        raise IncompleteError(f"{found.reason}.")
-    return Oracle(
-        items=after.items,
-        statistic="probability",
-        distance=found.distance,
-        p_value=found.p_value,
-    )
-
-
-def _utility(before: Known, after: Known) -> Utility:
-    if after.retain is not None and before.retain is not None:
-        return utility(before.retain, after.retain, held_out=False)
-    if after.holdout is not None and before.holdout is not None:
-        return utility(before.holdout, after.holdout, held_out=True)
-    raise IncompleteError("There are no items to keep, and none that were held out.")
-
-
-def _change(
-    measure: Callable[[RowStatistics], Scores], before: RowStatistics, after: RowStatistics
-) -> Change:
-    """The mean over items of a score of each of both models."""
-    means = [measure(side).mean().value for side in (before, after)]
-    if None in means:
-        raise IncompleteError("No item has a labelled position.")
-    return Change(before=means[0] or 0.0, after=means[1] or 0.0)
-
-
-def _some(items: Any, most: int | None) -> Any:
-    """Labelled items, those of the smallest digests, in their own order."""
-    labelled = [i for i, count in enumerate(items.counts()) if count]
-    if most is not None and len(labelled) > most:
-        digests = [*items.digests()]
-        labelled = sorted(sorted(labelled, key=lambda i: digests[i])[:most])
-    return items.select(labelled)
-
-
-def _require_several(count: int, what: str) -> None:
-    if count < 2:
-        raise IncompleteError(f"A statistic over {count} {what} means nothing.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,51 +72,46 @@ def _items(path: Path, what: str, subject: Subject, prompt: str, max_tokens: int
     )
 
 
-def check(
-    forget: Batch,
-    retain: Batch | None = None,
-    alternatives: Batch | None = None,
-    holdout: Batch | None = None,
-) -> tuple[str, ...]:
+ALIGNED = ("alternatives", "paraphrased", "wrong")
+"""Files that have one item for each to forget, in the same order."""
+
+
+def check(forget: Batch, others: Mapping[str, Batch]) -> tuple[str, ...]:
     """Check what is to be forgotten against what else was given.
 
     Args:
         forget: The items to forget.
-        retain: Those to keep.
-        alternatives: Those to say instead, one for each item to forget.
-        holdout: Those that no model ever saw.
+        others: Those to keep, those to say instead and so on, as `Request.files` names them.
 
     Returns:
         Warnings, one sentence each.
 
     Raises:
-        DataError: An item is in two files, or there are too many or too few alternatives.
+        DataError: An item is in two files, or there are not as many of one for each to forget.
     """
-    named = {"forget": forget, "retain": retain, "alternatives": alternatives, "holdout": holdout}
     digests = set(forget.digests())
-    for name, items in list(named.items())[1:]:
-        if items is not None and (both := len(digests & set(items.digests()))):
+    for name, items in others.items():
+        if both := len(digests & set(items.digests())):
             raise DataError(
                 f"{both} of the items to forget are in the {name} file too.",
                 f"Take them out of the {name} file.",
             )
-    both = 0
-    if retain is not None and holdout is not None:
-        both = len(set(retain.digests()) & set(holdout.digests()))
-    if both:
-        raise DataError(
-            f"{both} items of the holdout file are in the retain file too.",
-            "No model may have seen what is held out.",
-        )
-    if alternatives is not None and len(alternatives) != len(forget):
-        raise DataError(
-            f"There are {len(forget)} items to forget and {len(alternatives)} alternatives.",
-            "Give one for each, in the same order.",
-        )
+        if name.partition("/")[0] in ALIGNED and len(items) != len(forget):
+            raise DataError(
+                f"There are {len(forget)} items to forget and {len(items)} in the {name} file.",
+                "Give one for each, in the same order.",
+            )
+    if "retain" in others and "holdout" in others:
+        both = len(set(others["retain"].digests()) & set(others["holdout"].digests()))
+        if both:
+            raise DataError(
+                f"{both} items of the holdout file are in the retain file too.",
+                "No model may have seen what is held out.",
+            )
     warnings = []
     if len(forget) == 1:
         warnings.append("There is one item to forget: statistics over one item mean nothing.")
-    for name, items in named.items():
-        if items is not None and (idle := sum(not n for n in items.counts())):
+    for name, items in {"forget": forget, **others}.items():
+        if idle := sum(not n for n in items.counts()):
             warnings.append(f"{idle} items of the {name} file have no labelled position.")
     return tuple(warnings)

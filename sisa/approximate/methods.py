@@ -1,6 +1,7 @@
 """The registry of methods of approximate unlearning: a few lines of declaration each.
 
-Settings carry the authors' values, as far as a paper or its code tells them.
+Settings carry the values of the authors' code or of OpenUnlearning, which several of them gave
+theirs to; what differs is told in docs/approximate.md.
 """
 
 from __future__ import annotations
@@ -111,13 +112,13 @@ def _ce_u(skip: int = 1) -> Parts:
 
 
 def _pdu(
-    epsilon: float | None = None, eta: float = 1.0, first: float = 50.0, warmup_epochs: int = 5
+    epsilon: float | None = None, eta: float = 1.0, first: float = 50.0, warmup_epochs: int = 3
 ) -> Parts:
     dual = Dual(epsilon=epsilon, eta=eta, first=first, warmup_epochs=warmup_epochs)
     return Parts((Term(margin, token_mean()),), (_ce(),), dual)
 
 
-def _rmu(layer: int = 7, coefficient: float = 6.5) -> Parts:
+def _rmu(layer: int = 8, coefficient: float = 6.5) -> Parts:
     return Parts(
         (HiddenTerm(distance, "control"),),
         (HiddenTerm(distance, "reference", data="retain"),),
@@ -140,7 +141,7 @@ def _icu(ce: float = 0.5, kl: float = 1.0, below: float = 0.01) -> Parts:
     )
 
 
-def _eul(kl: float = 1.0, ce: float = 1.0, language: float = 1.0) -> Parts:
+def _eul(kl: float = 0.8, ce: float = 1.0, language: float = 0.2) -> Parts:
     return Parts(
         (_kl(-1.0, "forget"), Term(nll, weighted(everywhere), language)),
         (_kl(kl), _ce(ce)),
@@ -235,7 +236,9 @@ OBJECTIVES = (
         "pdu",
         _pdu,
         cost=_RETAIN,
-        source="Entesari et al., 2025, arXiv:2506.05314",
+        source="Entesari et al., 2025, arXiv:2506.05314; the bound on the retain loss is ours",
+        lr=1e-5,
+        epochs=10,
     ),
     objective(
         "rmu",
@@ -244,6 +247,7 @@ OBJECTIVES = (
         source="Li et al., ICML 2024, arXiv:2403.03218",
         alpha=1200.0,
         lr=5e-5,
+        epochs=1,
     ),
     objective(
         "scrub",
@@ -266,7 +270,8 @@ OBJECTIVES = (
         _eul,
         also=("adapter",),
         cost=f"{_RETAIN}; {_ONCE}; gradients of adapter layers only",
-        source="Chen and Yang, EMNLP 2023, arXiv:2310.20150; weights here are 1",
+        source="Chen and Yang, EMNLP 2023, arXiv:2310.20150; both sides in each step",
+        lr=5e-5,
     ),
 )
 """Methods that the loop trains."""

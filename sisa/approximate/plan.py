@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import ceil
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from sisa.approximate.batches import Batch, Examples
 from sisa.approximate.classifier_folder import FolderClassifier
 from sisa.approximate.methods import NEEDS, Method
 from sisa.approximate.models import LanguageModel, Subject
-from sisa.approximate.request import FILES, OF_EVIDENCE, Choices, Configured, Request, configured
+from sisa.approximate.request import (
+    FILES,
+    FOR_EVIDENCE,
+    OF_EVIDENCE,
+    Choices,
+    Configured,
+    Request,
+    configured,
+)
 from sisa.approximate.settings import plain
 from sisa.approximate.statement import Base, Data
 from sisa.errors import ConfigurationError, NotFoundError
@@ -39,7 +48,7 @@ class Plan:
         subject: The model.
         retrained: The model that it is compared with, if one is given.
         forget: What to forget.
-        others: What was given besides, of `FILES`.
+        others: What was given besides, as `Request.files` names it.
         data: What the statement says of all files, by the same names.
         bases: What it says of the model and of the retrained one, as `base` and `retrained`.
         brought: What it says of what else the method reads.
@@ -65,7 +74,11 @@ class Plan:
     @property
     def identity(self) -> str:
         """Digest of all that decides what comes out."""
-        data = {name: said.digest for name, said in self.data.items() if name != "holdout"}
+        data = {
+            name: said.digest
+            for name, said in self.data.items()
+            if name.partition("/")[0] not in FOR_EVIDENCE
+        }
         named = {
             "method": self.method.name,
             "base": self.bases["base"].digest,
@@ -112,7 +125,7 @@ def look(request: Request) -> Plan:
     found = {name: read(path, name, request, subject, chosen.own) for name, path in paths.items()}
     items = {name: own for name, (own, _) in found.items()}
     forget = items.pop("forget")
-    warnings = inputs.check(forget, **items)
+    warnings = inputs.check(forget, items)
     if (
         "alternatives" in chosen.method.needs
         and isinstance(forget, Examples)
@@ -159,11 +172,22 @@ def _brought(request: Request) -> dict[str, Base]:
 
 
 def trained(request: Request, chosen: Configured) -> Subject:
-    """The model as the method meets it: with a fresh adapter if one is asked for.
+    """The model as the method meets it: with a fresh adapter if one is asked for, and with all
+    parameters frozen that are not to be trained.
 
     Raises:
-        ConfigurationError: It has an adapter already, or its folder holds no model that is known.
+        ConfigurationError: It has an adapter already, no parameter is to be trained, or its folder
+            holds no model that is known.
     """
+    subject, pattern = _adapted(request, chosen), chosen.own.trained
+    for name, parameter in subject.trainable().items():
+        parameter.requires_grad_(fnmatchcase(name, pattern))
+    if not subject.trainable():
+        raise ConfigurationError(f"No parameter has a name like {pattern}.", "Correct trained.")
+    return subject
+
+
+def _adapted(request: Request, chosen: Configured) -> Subject:
     subject, own = loaded(request.model, chosen.own), chosen.own
     if not own.lora_rank:
         return subject

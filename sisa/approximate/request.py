@@ -16,8 +16,11 @@ from sisa.approximate.methods import METHODS, Method
 from sisa.approximate.settings import parse
 from sisa.errors import UsageError
 
-FILES = ("retain", "alternatives", "holdout")
+FILES = ("retain", "alternatives", "holdout", "paraphrased")
 """Data files besides that of the items to forget."""
+
+FOR_EVIDENCE = ("holdout", "paraphrased", "wrong")
+"""What is only asked about: the model does not depend on it."""
 
 BROUGHT = ("log", "original", "importance", "adapters")
 """What edits read besides: files and folders that an earlier training left."""
@@ -37,6 +40,9 @@ class Request:
             None.
         holdout: File of items of the same kind that no model ever saw, or None; membership is
             asked beside them.
+        paraphrased: File of the items to forget with the right answer in other words, in their
+            order, or None.
+        wrong: Files of the items to forget with a wrong answer, in their order.
         retrained: Folder of a model that never saw what is to be forgotten, or None.
         log: Folder of the update log of the model's training, or None.
         original: Folder of the model as it was before, or None.
@@ -58,6 +64,8 @@ class Request:
     retain: Path | None = None
     alternatives: Path | None = None
     holdout: Path | None = None
+    paraphrased: Path | None = None
+    wrong: tuple[Path, ...] = ()
     retrained: Path | None = None
     log: Path | None = None
     original: Path | None = None
@@ -75,6 +83,7 @@ class Request:
     def files(self) -> dict[str, Path]:
         """The data files that are given besides that of the items to forget, by name."""
         given = {name: getattr(self, name) for name in FILES}
+        given |= {f"wrong/{number}": path for number, path in enumerate(self.wrong, 1)}
         return {name: path for name, path in given.items() if path is not None}
 
     @property
@@ -92,6 +101,7 @@ class Choices:
         prompt: What stands before an answer; `{}` is the question.
         lora_rank: Of an adapter, which alone is trained; 0 trains all parameters.
         lora_alpha: What the adapter adds is scaled by it, over the rank.
+        trained: Pattern of `fnmatch`; only parameters with such a name are trained.
         reference: How a method that compares with the model as it was comes by it, without an
             adapter: from values `kept` of one pass, or from a `second` model in memory.
         reference_top: Log-probabilities kept of each position, the largest.
@@ -104,6 +114,7 @@ class Choices:
             on held-out items.
         similarity: What tells when an item is forgotten, where a method stops item by item.
         evidence_items: Most items of each file that evidence is measured on.
+        continued_items: Most items to forget whose beginning is continued; 0 for none.
         relearn_steps: Optimizer steps of the relearning attack.
         relearn_lr: Smallest learning rate of it; null for that of the method.
     """
@@ -112,6 +123,7 @@ class Choices:
     prompt: str = PROMPT
     lora_rank: Annotated[int, Field(ge=0)] = 0
     lora_alpha: float = 16.0
+    trained: str = "*"
     reference: Literal["kept", "second"] = "kept"
     reference_top: Annotated[int, Field(ge=1)] = 256
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -121,11 +133,12 @@ class Choices:
     rewind: bool = False
     similarity: Literal["bleu", "rouge-l"] = "bleu"
     evidence_items: Annotated[int, Field(ge=2)] = 1000
+    continued_items: Annotated[int, Field(ge=0)] = 100
     relearn_steps: Annotated[int, Field(ge=1)] = 20
     relearn_lr: Annotated[float, Field(gt=0)] | None = None
 
 
-OF_EVIDENCE = ("evidence_items", "relearn_steps", "relearn_lr")
+OF_EVIDENCE = ("evidence_items", "continued_items", "relearn_steps", "relearn_lr")
 """Settings that the model does not depend on."""
 
 OF_EDITS = ("items_per_batch", "chunk_rows", "seed")
@@ -134,6 +147,7 @@ OF_EDITS = ("items_per_batch", "chunk_rows", "seed")
 OF_LOOPS = (
     "lora_rank",
     "lora_alpha",
+    "trained",
     "reference",
     "reference_top",
     "workers",
@@ -172,7 +186,7 @@ def configured(request: Request) -> Configured:
     if method is None:
         raise UsageError(f"There is no method {request.method}.", "`sisa unlearn list` has all.")
     fields = _shared(method)
-    for name, value in method.defaults.items():  # the authors' values outrank the loop's
+    for name, value in method.defaults.items():  # a method's own values outrank the loop's
         known = fields[name][0] if name in fields else method.types.get(name, float)
         fields[name] = (known, value)
     settings = parse(request.settings, fields)

@@ -47,10 +47,16 @@ def run(
         several: As for `unlearn.run`.
 
     Raises:
-        UsageError: A folder of the sequence holds something else.
+        UsageError: A folder of the sequence holds something else, or there is a file with one item
+            for each to forget.
         DataError: An item is in two requests.
         SisaError: As for `unlearn.run`.
     """
+    if len(forget) > 1 and any(name.partition("/")[0] in inputs.ALIGNED for name in request.files):
+        raise UsageError(
+            "What stands beside each item to forget is of one request alone.",
+            "Make each request by itself.",
+        )
     first = look(replace(request, forget=forget[0], out=request.out / "plan"))
     items = [first.forget, *(_items(first, file) for file in forget[1:])]
     _apart(items)
@@ -85,7 +91,7 @@ def _items(first: Plan, file: Path) -> Batch:
     if not file.is_file():
         raise NotFoundError(f"There is no file {file}.")
     found, _ = read(file, "forget", first.request, first.subject, first.chosen.own)
-    inputs.check(found, first.others.get("retain"), holdout=first.others.get("holdout"))
+    inputs.check(found, {n: i for n, i in first.others.items() if n in ("retain", "holdout")})
     return found
 
 

@@ -95,6 +95,21 @@ def similarity(subject: LanguageModel, items: Items, kind: Kind = "bleu") -> lis
     Returns:
         From 0 to 1; 0 for an item with nothing to continue, which no method learns either.
     """
+    said = continued(subject, items)
+    return [KINDS[kind](made.tolist(), true.tolist()) if len(true) else 0.0 for made, true in said]
+
+
+def continued(subject: LanguageModel, items: Items) -> list[tuple[Tensor, Tensor]]:
+    """What the model says after the beginning of each item, and what follows it in truth.
+
+    Args:
+        subject: The model, in evaluation mode; not changed.
+        items: The items.
+
+    Returns:
+        Tokens int64 of each, as many at most as follow in truth; both empty for an item with
+        nothing to continue.
+    """
     ends = torch.tensor(_ends(subject.tokenizer), dtype=torch.int64)
     begun = [_split(t, n, ends) for t, n in zip(items.tokens, items.labels, strict=True)]
     asked = [i for i, (_, rest) in enumerate(begun) if len(rest)]
@@ -104,10 +119,8 @@ def similarity(subject: LanguageModel, items: Items, kind: Kind = "bleu") -> lis
         [len(begun[i][1]) for i in asked],
         ends.tolist(),
     )
-    found = [0.0] * len(items)
-    for i, tokens in zip(asked, said, strict=True):
-        found[i] = KINDS[kind](tokens.tolist(), begun[i][1].tolist())
-    return found
+    made = dict(zip(asked, said, strict=True))
+    return [(made.get(i, rest[:0]), rest) for i, (_, rest) in enumerate(begun)]
 
 
 def _bleu(generated: Sequence[int], reference: Sequence[int]) -> float:

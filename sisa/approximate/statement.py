@@ -130,6 +130,12 @@ class Approximation(Part):
     holdout: Data | Literal["none"]
     """What no model ever saw, beside which membership is asked."""
 
+    paraphrased: Data | Literal["none"]
+    """What was to be forgotten, with the right answer in other words."""
+
+    wrong: tuple[Data, ...]
+    """What was to be forgotten, with a wrong answer, once for each of several."""
+
     retrained: Base | Literal["none"]
     """A model that never saw what is to be forgotten, which it is compared with."""
 

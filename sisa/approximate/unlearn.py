@@ -26,12 +26,13 @@ from sisa.approximate import (
     subjects,
     sweep,
 )
+from sisa.approximate.asked import known
 from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import Items
-from sisa.approximate.carry_out import Carried, Carrier, carried_out
+from sisa.approximate.carry_out import Carried, Carrier, asked, carried_out
 from sisa.approximate.edits import statistics
 from sisa.approximate.evidence import Evidence
-from sisa.approximate.examine import Asked, Examination, known
+from sisa.approximate.examine import Examination
 from sisa.approximate.models import LanguageModel
 from sisa.approximate.plan import Plan, look
 from sisa.approximate.request import Request
@@ -103,7 +104,7 @@ def alone(plan: Plan, working: Path, report: loop.Report) -> Carried:
     """Carry a plan out in this process, and ask its model before."""
     how, before = plan.chosen.loop, None
     if plan.request.evidence:
-        before = known(plan.subject, _asked(plan), how.items_per_batch, how.chunk_rows)
+        before = known(plan.subject, asked(plan), how.items_per_batch, how.chunk_rows)
     return Carried(carried_out(plan, working, report), before)
 
 
@@ -151,12 +152,6 @@ def _keep_statistics(plan: Plan, folder: Path) -> None:
         statistics.keep(folder, statistics.measure(plan.subject, plan.forget, size))
 
 
-def _asked(plan: Plan) -> Asked:
-    """What the model is asked before and afterwards."""
-    others, most = plan.others, plan.chosen.own.evidence_items
-    return Asked.of(plan.forget, others.get("retain"), others.get("holdout"), most)
-
-
 def _evidence(plan: Plan, carried: Carried) -> tuple[Evidence, tuple[str, ...]]:
     """What is measured of the plan's model now, and sentences on what is missing."""
     if carried.before is None:
@@ -164,7 +159,7 @@ def _evidence(plan: Plan, carried: Carried) -> tuple[Evidence, tuple[str, ...]]:
     own, how = plan.chosen.own, plan.chosen.loop
     lr = how.lr if own.relearn_lr is None else own.relearn_lr
     attacks = Attacks(lr, own.relearn_steps, how.seed, how.items_per_batch, how.chunk_rows)
-    begun = Examination.of(_asked(plan), carried.before, attacks, plan.retrained)
+    begun = Examination.of(asked(plan), carried.before, attacks, plan.retrained)
     return begun.end(plan.subject, carried.after)
 
 
@@ -183,6 +178,8 @@ def _statement(
             retain=plan.data.get("retain", "none"),
             alternatives=plan.data.get("alternatives", "none"),
             holdout=plan.data.get("holdout", "none"),
+            paraphrased=plan.data.get("paraphrased", "none"),
+            wrong=tuple(said for name, said in plan.data.items() if name.startswith("wrong/")),
             retrained=plan.bases.get("retrained", "none"),
             brought=dict(plan.brought),
             work=Work(

@@ -53,6 +53,7 @@ ATTACKS: dict[str, Any] = {
                 auc=0.5, tpr_at_1_percent="not evaluated", tpr_at_01_percent="not evaluated"
             )
         },
+        privacy_leakage="not evaluated",
     ),
     "relearning": Relearning(
         items=20, tuned_on="forget items", steps=5, lr=1e-4, recovery=RECOVERY
@@ -73,6 +74,8 @@ def made(evidence: Evidence | None = None, **changes: Any) -> Statement:
         "retain": "none",
         "alternatives": "none",
         "holdout": "none",
+        "paraphrased": "none",
+        "wrong": (),
         "retrained": "none",
         "brought": {},
         "work": Work(steps=4, stopped="finished", seconds=1.5, peak_bytes=2, notes=()),

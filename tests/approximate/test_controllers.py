@@ -76,7 +76,14 @@ def test_the_multiplier_is_bounded_and_says_so() -> None:
     assert dual.weights(state).retain == 60.0
     (note,) = dual.notes(state)
     assert note.startswith("The retain multiplier was held at 60 7 times")
-    assert dual.notes(dual.start()) == ()
+    assert dual.notes(dual.stepped(dual.start(), 0, 6.0)) == ()
+
+
+def test_a_multiplier_that_was_never_moved_is_told() -> None:
+    dual = Dual(epsilon=1.0, first=50.0, warmup_epochs=2)
+    resting = dual.stepped(dual.start(), 1, 9.0)
+    assert dual.notes(resting)[0].startswith("The retain multiplier stayed at 50")
+    assert dual.notes(dual.stepped(resting, 2, 9.0)) == ()
 
 
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf])

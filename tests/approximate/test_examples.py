@@ -117,7 +117,7 @@ def test_an_example_without_a_label_has_none(tmp_path: Path) -> None:
     found = inputs.read(path, "forget", classifier(), "", None)
     assert isinstance(found, Examples)
     assert found.labels.tolist() == [2, -100, -100, 1]
-    assert inputs.check(found) == ("2 items of the forget file have no labelled position.",)
+    assert inputs.check(found, {}) == ("2 items of the forget file have no labelled position.",)
 
 
 def test_no_label_at_all_and_no_row_are_refused(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_other_labels_are_drawn_by_the_seed() -> None:
     assert not (other.labels == labels).any() and len(other.labels.unique()) == 10
     assert torch.equal(other.labels, inputs.other_labels(found, 10, seed=1).labels)
     assert not torch.equal(other.labels, inputs.other_labels(found, 10, seed=2).labels)
-    assert inputs.check(found, alternatives=other) == ()
+    assert inputs.check(found, {"alternatives": other}) == ()
 
 
 def test_a_classifier_of_no_folder_has_no_columns(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_what_a_method_needs_must_be_there() -> None:
         go(METHODS["dpo"], subject, alternatives=OTHER.select([0]))
     with pytest.raises(ConfigurationError, match="needs measurements"):
         go(METHODS["icu"], subject, measure=None)
-    with pytest.raises(UsageError, match="no layer 7"):
+    with pytest.raises(UsageError, match="no layer 8"):
         go(METHODS["rmu"], subject)
 
 

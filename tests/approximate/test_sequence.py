@@ -118,3 +118,11 @@ def test_a_dry_run_changes_nothing(shop: Path, tmp_path: Path, parts: tuple[Path
     fits("unlearn-sequence", document)
     assert done.exit_code == 0 and document["status"] == "planned" and document["requests"] == []
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_stands_beside_each_item_is_of_one_request(
+    shop: Path, tmp_path: Path, parts: tuple[Path, Path]
+) -> None:
+    with pytest.raises(UsageError, match="of one request alone"):
+        sequence.run(asked(shop, tmp_path, wrong=(parts[1],)), parts)
+    assert not (tmp_path / "all").exists()

@@ -77,7 +77,8 @@ def test_from_files_to_a_statement_in_mlflow(
     assert statement.differences(stated, out) == []
     assert (said.exactness, said.verdict, said.method) == ("approximate", "evaluated", method)
     assert said.evidence.model_dump(mode="json") == document["evidence"]
-    assert "not evaluated" not in document["evidence"].values()
+    lacking = [name for name, part in document["evidence"].items() if part == "not evaluated"]
+    assert lacking == ["truth"], "it alone needs --wrong"
     known = document["evidence"]["memorisation"]["probability"]
     assert known["before"] > 0.9 and known["after"] < 0.6
     assert said.holdout != "none" and said.holdout.items == 6
@@ -306,3 +307,15 @@ def test_mlflow_that_fails_afterwards_loses_nothing(shop: Path, tmp_path: Path) 
     document = json.loads(done.stdout)
     assert document["run"] is None and "cannot be written to" in document["warnings"][-1]
     assert statement.read((tmp_path / "new" / statement.FILE).read_bytes())
+
+
+def test_only_parameters_of_a_name_are_trained(shop: Path, tmp_path: Path) -> None:
+    pattern = "trained=*layers.1.mlp.down_proj.*"
+    done = call(shop, tmp_path / "new", *SHORT, "--set", pattern, "--no-evidence")
+    assert done.exit_code == 0, done.output
+    before, after = (
+        dict(models.load(folder).module.named_parameters())
+        for folder in (shop / "base", tmp_path / "new")
+    )
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved == ["model.layers.1.mlp.down_proj.weight"]

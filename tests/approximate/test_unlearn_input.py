@@ -48,13 +48,18 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an empty cell": (("--forget", "cell.jsonl"), 1, "Row 1 has no text"),
     "the same in both": (("--retain", "both.jsonl"), 1, "2 of the items to forget are in the"),
     "forget itself": (("--retain", "forget.jsonl"), 1, "6 of the items to forget are in the"),
-    "too few alternatives": (("--alternatives", "two.jsonl"), 1, "6 items to forget and 2 alt"),
+    "too few alternatives": (("--alternatives", "two.jsonl"), 1, "6 items to forget and 2 in the"),
+    "too few wrong answers": (("--wrong", "two.jsonl"), 1, "2 in the wrong/1 file"),
+    "a wrong answer that is right": (("--wrong", "forget.jsonl"), 1, "6 of the items to forget"),
+    "no file of wrong answers": (("--wrong", "none.jsonl"), 5, "none.jsonl"),
+    "too few paraphrases": (("--paraphrased", "two.jsonl"), 1, "2 in the paraphrased file"),
     "a folder that is there": (("--out", "base"), 2, "is there already"),
     "a file that is there": (("--out", "forget.jsonl"), 2, "is there already"),
     "no tokenizer": (("--model", "mute"), 3, "no tokenizer that is known"),
     "an unknown tokenizer": (("--model", "strange"), 3, "no tokenizer that is known"),
     "no language model": (("--model", "other"), 3, "no causal language model"),
     "torn weights": (("--model", "torn"), 3, "no causal language model"),
+    "no such parameter": (("--set", "trained=*.mlp.up.*"), 3, "No parameter has a name like"),
     "an unknown setting": (("--set", "speed=3"), 3, "There is no setting speed"),
     "a setting without a value": (("--set", "lr"), 3, "has no value"),
     "a setting of another type": (("--set", "epochs=many"), 3, "epochs"),
@@ -137,7 +142,7 @@ def test_items_without_a_labelled_position(tmp_path: Path) -> None:
         inputs.read(path, "forget", LanguageModel(llama(), Bare()), "{}", None)
     path = write(tmp_path / "f.jsonl", [{"text": "alone"}, {"text": "two words"}])
     items = inputs.read(path, "forget", LanguageModel(llama(), Bare()), "{}", None)
-    assert inputs.check(items) == ("1 items of the forget file have no labelled position.",)
+    assert inputs.check(items, {}) == ("1 items of the forget file have no labelled position.",)
 
 
 def asked(shop: Path, out: Path, *settings: str, **changes: Any) -> Request:

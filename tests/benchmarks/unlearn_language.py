@@ -17,7 +17,7 @@ from typing import Any
 
 import common
 import torch
-from unlearning import about, grid, plot, summary, table, training, trials
+from unlearning import about, brought, grid, plot, summary, table, training, trials
 from unlearning.lines import Line, best, told
 from unlearning.people import SETS
 
@@ -57,7 +57,7 @@ def section(name: str) -> tuple[list[str], float]:
     with tempfile.TemporaryDirectory(prefix="sisa-bench-") as scratch:
         files = sides.write(Path(scratch))
         made = trials.alone(training.trained, name, sides, BUILD, files)
-        found = measured(made)
+        found, (size, steps) = measured(made), brought.size(made)
     plotted = DOCS / f"approximate-{name}.svg"
     plot.plot(found, name, plotted)
     return [
@@ -65,7 +65,8 @@ def section(name: str) -> tuple[list[str], float]:
             f"To forget: {len(sides.forget)} items of {sides.subjects['forget']} subjects. Kept:",
             f"{len(sides.retain)} of {sides.subjects['retain']}. Never seen:",
             f"{len(sides.holdout)} of {sides.subjects['holdout']}. Both models had",
-            f"{training.EPOCHS[name]} epochs of training.",
+            f"{training.EPOCHS[name]} epochs of training. The update log of the base holds",
+            f"{steps:,} steps, {size / 2**30:.1f} GiB.",
         ),
         *table.table(found),
         "",

@@ -19,7 +19,7 @@ import ray
 import torch
 
 from cluster import fsdp
-from sisa.approximate import examine
+from sisa.approximate import asked as asking
 from sisa.approximate.carry_out import carried_out
 from sisa.approximate.plan import Plan, look
 from sisa.approximate.request import Request
@@ -55,13 +55,13 @@ def plan(folder: Path, method: str, *settings: str) -> Plan:
     )
 
 
-def known(of: Plan) -> examine.Known:
+def known(of: Plan) -> asking.Known:
     """What its model says, asked by this process."""
-    asked = examine.Asked.of(of.forget, of.others["retain"], of.others["holdout"])
-    return examine.known(of.subject, asked, 2)
+    asked = asking.Asked.of(of.forget, of.others["retain"], of.others["holdout"])
+    return asking.known(of.subject, asked, 2)
 
 
-def same(found: examine.Known | None, expected: examine.Known, tolerance: float) -> None:
+def same(found: asking.Known | None, expected: asking.Known, tolerance: float) -> None:
     assert found is not None
     for side in ("forget", "retain", "holdout"):
         of, like = getattr(found, side), getattr(expected, side)

@@ -5,6 +5,10 @@ target is held against two Gaussians, one of shadow models that were trained on 
 those that were not ("out"). U-LiRA (Hayes et al., arXiv:2403.01218) asks whether it was trained on
 and then unlearned: "in" are shadow models that unlearned it, "out" those that never had it.
 
+Here a Gaussian has a mean and an unbiased variance, which examples share where there are few
+models, and the likelihood ratio is of both worlds; LiRA's code takes medians, one deviation of all
+"in" scores for both worlds, and offline two tails.
+
 The score is phi = log(p / (1 - p)) of the label's probability, which is about Gaussian over models.
 Arrays are [S, E]: S shadow models, E examples. Results are higher where "in" is more likely.
 """

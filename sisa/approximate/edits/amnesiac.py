@@ -19,7 +19,8 @@ def undo(
 
     Graves et al., "Amnesiac Machine Learning", AAAI 2021. With a share, or a log that was pruned
     when it was written, it is the partial amnesiac unlearning of Gogineni and Nadimi,
-    arXiv:2403.07611: of each layer's change only the largest values are taken back.
+    arXiv:2403.07611, who prune updates layer by layer: of each layer's change only the largest
+    values are taken back, which is our reading.
 
     The sum is taken in float64 and rounded once, so undoing the last step of a float32 model gives
     the bits before it wherever the logged difference was exact: Sterbenz's lemma, where no value

@@ -26,8 +26,9 @@ def dampen(
         params: The model; tensors without importance are copied.
         forget: D_F, over the forget set.
         whole: D, over all data, the forget set included.
-        alpha: How many times as important a parameter must be; the authors use 10 for ResNet-18
-            and 5 for a vision transformer.
+        alpha: How many times as important a parameter must be; the authors use 10 for ResNet-18,
+            and for a vision transformer 5, 25 or 10, as a class, a part of one or random records
+            are forgotten. Theirs is the Fisher information of batches (`batch_fisher`).
         strength: The smaller, the more is taken.
 
     Raises:

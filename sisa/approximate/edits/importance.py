@@ -97,7 +97,8 @@ def sensitivity(module: nn.Module, batches: Iterable[Batch], chunk: int = 16) ->
     """Without labels: how far each parameter moves the squared norm of the logits.
 
     Omega_i = 1/n sum_k |d ||f(x_k)||^2 / d theta_i|, Aljundi et al., ECCV 2018; as importance for
-    dampening in Foster et al., "Loss-Free Machine Unlearning", 2024.
+    dampening in Foster et al., "Loss-Free Machine Unlearning", 2024, whose code takes the gradient
+    of a batch's mean instead of that of each example.
 
     Args:
         module: Any module of tensors; it is not changed.

@@ -1,6 +1,7 @@
 """The edits as methods: what each is called, needs and costs. Settings are keywords of functions.
 
-Values are the authors' where a paper or its code tells them; else the source says so.
+Values are the authors' where a paper or its code tells them; else the source or docs/approximate.md
+says so.
 """
 
 from __future__ import annotations

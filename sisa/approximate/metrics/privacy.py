@@ -35,8 +35,8 @@ def privacy_leakage(unlearned: Figure, retrained: Figure) -> Figure:
     """PrivLeak in percent, 100 ((1-A) - (1-A_ref)) / (1-A_ref) (Shi et al. 2024, MUSE).
 
     0 is like the retrain. Below 0 the model still knows its forget set (too little was unlearned);
-    above 0 the forget set stands out as unknown (too much). MUSE scores with the Min-K loss of the
-    lowest 40 % and calls the holdout 1; as its score is a loss, that area is A of `auc` here.
+    above 0 the forget set stands out as unknown (too much). MUSE ranks by minus the Min-K loss of
+    the lowest 40 % and calls the holdout 1, so that its area is 1 - A.
 
     Args:
         unlearned: `auc` of forget against holdout of the unlearned model.

@@ -39,7 +39,8 @@ def choice_probability(right: RowStatistics, wrong: Sequence[RowStatistics]) -> 
 def log_truth_ratio(right: RowStatistics, wrong: Sequence[RowStatistics]) -> Scores:
     """Logarithm of the truth ratio P(wrong) / P(right) of each item.
 
-    P(wrong) is the geometric mean over the alternatives of exp(-S/n), as the TOFU code has it.
+    P(wrong) is the geometric mean over the alternatives of exp(-S/n), as TOFU's
+    `aggregate_eval_stat.py` and OpenUnlearning have it; TOFU's `utils.py` takes the arithmetic one.
     Items that any answer leaves without a row have no score. The logarithm does not overflow,
     and a rank test sees no difference.
 

@@ -6,6 +6,7 @@ import common
 
 from sisa.approximate.attacked import RATES as TIMES
 from sisa.approximate.methods import METHODS
+from unlearning.brought import RANK, REQUESTS
 from unlearning.grid import EPOCHS, FIXED, GRIDS, ITEMS, MIXED, RATES, WARMUP, lacking
 from unlearning.lines import FLOOR
 from unlearning.table import COLUMNS
@@ -28,6 +29,7 @@ def head() -> str:
         ),
         *common.text(*_made()),
         *common.text(*_tried()),
+        *common.text(*_brought()),
         *common.text(*_attacked()),
         "| column | meaning |",
         "|:--|:--|",
@@ -62,8 +64,19 @@ def _tried() -> list[str]:
         f"mean log probability of the forget items) at {FLOOR:.0%} of the base's utility or more,",
         "and where none keeps as much, the one with the most utility. So it was",
         "chosen with the retrain at hand, which nobody has who needs a method. All other settings",
-        f"are the authors', but for {fixed}. `mix` mixes the base with the model of the first",
-        f"trial of `{MIXED}`.",
+        f"are the defaults of [approximate.md](approximate.md), but for {fixed}. `mix` mixes the",
+        f"base with the model of the first trial of `{MIXED}`.",
+    ]
+
+
+def _brought() -> list[str]:
+    return [
+        "**What an earlier training leaves.** `amnesiac` and `partial-amnesiac` take back an",
+        "update log: the training of the base is repeated with a recorder, to the same bits.",
+        f"`fuse` puts together the adapters of `eul` for {REQUESTS} requests, each with a part of",
+        "the items; its seconds and steps count theirs. `drop-adapter` is the only one with",
+        f"another start: the exact retrain, with an adapter of rank {RANK} that alone learned what",
+        "is to be forgotten. Its line shows what comes of such a layout, not of the base.",
     ]
 
 

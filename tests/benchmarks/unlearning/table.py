@@ -56,7 +56,7 @@ def _cells(line: Line) -> list[str]:
         _recovered(line, "quantisation", "bits", "4"),
         f"{min(trial['seconds'] for trial in line.trials):.1f}",
         f"{line.chosen['peak_bytes'] / 2**20:.0f}",
-        line.chosen["settings"][0] if line.chosen["settings"] else "",
+        line.chosen["settings"][0] if len(line.trials) > 1 else "",
     ]
 
 

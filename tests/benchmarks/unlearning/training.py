@@ -70,6 +70,7 @@ class Trained:
         start: Folder of the model before any training.
         base: Folder of the model that has learned all.
         retrain: Folder of the exact retrain.
+        epochs: Of both trainings.
         files: The data, by the name of the side.
     """
 
@@ -77,6 +78,7 @@ class Trained:
     start: Path
     base: Path
     retrain: Path
+    epochs: int
     files: dict[str, Path]
 
 
@@ -98,7 +100,8 @@ def trained(name: str, sides: Sides, build: Path, files: dict[str, Path]) -> Tra
             print(f"{name}: training {kind}", flush=True)
             items = [read_texts(files[part], tokenizer) for part in parts]
             _train(folder / kind, tokenizer, items, how)
-    return Trained(folder, folder / "start", folder / "base", folder / "retrain", files)
+    start, base, retrain = (folder / kind for kind in PARTS)
+    return Trained(folder, start, base, retrain, how.epochs, files)
 
 
 def _train(out: Path, tokenizer: Any, sides: Sequence[Items], how: loop.Settings) -> None:

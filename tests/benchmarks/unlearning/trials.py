@@ -22,9 +22,10 @@ import torch
 from data_index.storage import canonical_json, sha256
 from sisa.approximate import models, unlearn
 from sisa.approximate.answers import mean_probability, statistics
+from sisa.approximate.asked import Asked, known
 from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import Items, read_texts
-from sisa.approximate.examine import Asked, Examination, known
+from sisa.approximate.examine import Examination
 from sisa.approximate.memory import Peak
 from sisa.approximate.methods import METHODS
 from sisa.approximate.metrics.memory import extraction_strength
@@ -33,7 +34,7 @@ from sisa.approximate.metrics.quality import forget_quality
 from sisa.approximate.metrics.scores import Scores
 from sisa.approximate.models import LanguageModel
 from sisa.errors import DivergedError, IncompleteError, SisaError
-from unlearning import grid
+from unlearning import brought, grid
 from unlearning.training import COST, Trained
 
 TOGETHER = 4
@@ -146,33 +147,49 @@ def _quietly() -> None:
 def _trial(
     made: Trained, method: str, settings: tuple[str, ...], out: Path, never: Sequence[float]
 ) -> dict[str, Any]:
-    needs, mixes = METHODS[method].needs, method == "mix"
-    model = _folder(made, grid.MIXED, grid.tried()[grid.MIXED][0]) if mixes else made.base
-    alternatives = made.files["wrong" if method == "label-flip" else "unknowing"]
-    keeps = {"retain", "statistics", "similarity"} & {*needs}
     shutil.rmtree(out, ignore_errors=True)
     try:
-        done = unlearn.run(
-            unlearn.Request(
-                method,
-                made.files["forget"],
-                model,
-                out,
-                retain=made.files["retain"] if keeps else None,
-                alternatives=alternatives if "alternatives" in needs else None,
-                original=(made.base if mixes else made.start) if "original" in needs else None,
-                evidence=False,
-                settings=settings,
-            )
-        )
+        request, before = _request(made, method, settings, out)
+        done = unlearn.run(request)
     except (DivergedError, IncompleteError) as error:
         return asdict(Trial(method, settings, str(out), failed=error.message))
-    cost = (done.seconds or 0.0, done.peak_bytes or 0, done.steps)
+    seconds = before.seconds + (done.seconds or 0.0)
+    cost = (seconds, done.peak_bytes or 0, before.steps + done.steps)
     try:
         said = asking(made, models.load(out), never)
     except SisaError as error:
         return asdict(Trial(method, settings, str(out), *cost, failed=error.message))
     return asdict(Trial(method, settings, str(out), *cost, said=said))
+
+
+def _request(
+    made: Trained, method: str, settings: tuple[str, ...], out: Path
+) -> tuple[unlearn.Request, brought.Adapters]:
+    """What is asked for, and the adapters that were made for it first."""
+    needs, model, original = METHODS[method].needs, made.base, made.start
+    adapters, own = brought.Adapters(), settings
+    if method == "mix":
+        model, original = _folder(made, grid.MIXED, grid.tried()[grid.MIXED][0]), made.base
+    elif method == "drop-adapter":
+        model = brought.apart(made)
+    elif method == "fuse":
+        adapters, own = brought.adapters(made, grid.adapters(settings)), settings[1:]
+    alternatives = made.files["wrong" if method == "label-flip" else "unknowing"]
+    keeps = {"retain", "statistics", "similarity"} & {*needs}
+    request = unlearn.Request(
+        method,
+        made.files["forget"],
+        model,
+        out,
+        retain=made.files["retain"] if keeps else None,
+        alternatives=alternatives if "alternatives" in needs else None,
+        log=brought.log(made) if "log" in needs else None,
+        original=original if "original" in needs else None,
+        adapters=adapters.folders,
+        evidence=False,
+        settings=own,
+    )
+    return request, adapters
 
 
 def _baseline(made: Trained, name: str, folder: Path) -> dict[str, Any]:

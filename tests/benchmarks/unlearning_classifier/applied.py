@@ -53,7 +53,7 @@ def change(
 
 
 def _configured(name: str, settings: Mapping[str, Setting]) -> tuple[Method, loop.Settings]:
-    """The method and the loop with their settings: the authors', ours, those of the try."""
+    """The method and the loop with their settings: the defaults, ours, those of the try."""
     method = METHODS["scrub" if name == REWOUND else name]
     method = method.configured(**{n: v for n, v in settings.items() if n in method.defaults})
     given: dict[str, Any] = {**method.defaults, **settings, "epochs": HOW.epochs}

@@ -44,7 +44,7 @@ FIXED: Mapping[str, Mapping[str, Setting]] = {
     "pdu": {"warmup_epochs": 1},
     "rmu": {"layer": "1", "alpha": 1.0},
 }
-"""Settings that a label alone, a small model or the budget asks for; others are the authors'."""
+"""Settings that a label alone, a small model or the budget asks for; others are the defaults."""
 
 ONE = ("amnesiac",)
 """Methods with nothing to vary: one try."""

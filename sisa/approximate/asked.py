@@ -1,0 +1,130 @@
+"""Items that models are asked about, and what one of them says: one forward pass feeds all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sisa.approximate.answers import CHUNK, ITEMS, statistics
+from sisa.approximate.batches import Batch, Items
+from sisa.approximate.metrics.statistics import RowStatistics
+from sisa.approximate.models import LanguageModel, Subject
+from sisa.approximate.similarity import continued
+from sisa.errors import SisaError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Items that models are asked about, each with a labelled position.
+
+    Attributes:
+        forget: Of what is to be forgotten.
+        retain: Of what is kept, if anything is given.
+        holdout: Of what no model ever saw, if anything is given.
+        paraphrased: The items to forget with the right answer in other words, if they are given.
+        wrong: The items to forget with a wrong answer, once for each of several.
+        continued: Items to forget whose beginning is continued; None for none.
+    """
+
+    forget: Batch
+    retain: Batch | None = None
+    holdout: Batch | None = None
+    paraphrased: Batch | None = None
+    wrong: tuple[Batch, ...] = ()
+    continued: Items | None = None
+
+    @classmethod
+    def of(
+        cls,
+        forget: Batch,
+        retain: Batch | None,
+        holdout: Batch | None,
+        most: int | None = None,
+        *,
+        paraphrased: Batch | None = None,
+        wrong: Sequence[Batch] = (),
+        continued: int = 0,
+    ) -> Asked:
+        """Choose items by their digests, so that no order of files matters.
+
+        Args:
+            forget: What is to be forgotten.
+            retain: What is kept, or None.
+            holdout: What no model ever saw, or None.
+            most: Most of each; None for all.
+            paraphrased: Other right answers, one for each item to forget and in their order.
+            wrong: Wrong answers of the same kind, once for each of several.
+            continued: Most items to forget that are continued.
+        """
+        kept, never = (
+            None if side is None else side.select(_some(side, most)) for side in (retain, holdout)
+        )
+        own = _some(forget, most)
+        begun = forget.select(_some(forget, continued)) if continued else None
+        return cls(
+            forget.select(own),
+            kept,
+            never,
+            None if paraphrased is None else paraphrased.select(own),
+            tuple(side.select(own) for side in wrong),
+            begun if isinstance(begun, Items) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one model says of the items, row by row; None where there are none.
+
+    Attributes:
+        forget: Of what is to be forgotten, as for the next four.
+        retain: Of what is kept.
+        holdout: Of what no model ever saw.
+        paraphrased: Of other right answers.
+        wrong: Of wrong answers.
+        said: What it says by itself after each beginning, and what follows in truth; None where it
+            was not asked, and why it could not say anything.
+    """
+
+    forget: RowStatistics
+    retain: RowStatistics | None = None
+    holdout: RowStatistics | None = None
+    paraphrased: RowStatistics | None = None
+    wrong: tuple[RowStatistics, ...] = ()
+    said: tuple[tuple[str, str], ...] | str | None = None
+
+    @classmethod
+    def by(cls, asked: Asked, ask: Callable[[Batch], RowStatistics]) -> Known:
+        """Ask for rows alone, whichever way."""
+        forget = ask(asked.forget)
+        retain, holdout, paraphrased = (
+            None if side is None else ask(side)
+            for side in (asked.retain, asked.holdout, asked.paraphrased)
+        )
+        return cls(forget, retain, holdout, paraphrased, tuple(map(ask, asked.wrong)))
+
+
+def known(subject: Subject, asked: Asked, together: int = ITEMS, chunk: int = CHUNK) -> Known:
+    """Ask a model: one forward pass over all items, see `answers.statistics`, and continuations."""
+    rows = Known.by(asked, lambda side: statistics(subject, side, together, chunk))
+    return replace(rows, said=_said(subject, asked.continued))
+
+
+def _said(subject: Subject, items: Items | None) -> tuple[tuple[str, str], ...] | str | None:
+    """Texts of continuations and of what follows in truth, or why there are none."""
+    if items is None or not isinstance(subject, LanguageModel) or subject.tokenizer is None:
+        return None
+    try:
+        found = continued(subject, items)
+    except SisaError as error:
+        return error.message
+    decode = subject.tokenizer.decode
+    return tuple((decode(made.tolist()), decode(true.tolist())) for made, true in found)
+
+
+def _some(items: Batch, most: int | None) -> list[int]:
+    """Places of labelled items, of those with the smallest digests, in their own order."""
+    labelled = [i for i, count in enumerate(items.counts()) if count]
+    if most is not None and len(labelled) > most:
+        digests = [*items.digests()]
+        labelled = sorted(sorted(labelled, key=lambda i: digests[i])[:most])
+    return labelled
