@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sisa import report_results, results, statement
 from sisa.results import SCHEMA_VERSION, Failed, Result, Round
 
 MODULES = (results, report_results)
-"""Where the documents are."""
+"""What names the documents."""
 
 ERROR = "error"
 """Name of the schema of an error, which any command may print."""
@@ -30,12 +30,18 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def documents() -> dict[str, type[Result]]:
     """The document of each command, by the command's words joined with hyphens."""
     found: dict[str, type[Result]] = {ERROR: Failed, ROUND: Round}
+    for kind in _kinds():
+        named = re.match(r"`sisa ([a-z -]+)`", kind.__doc__ or "")
+        if named:
+            found[named[1].replace(" ", "-")] = kind
+    return found
+
+
+def _kinds() -> Iterator[type[Result]]:
+    """The classes of all documents and of their parts."""
     for kind in (kind for module in MODULES for kind in vars(module).values()):
         if isinstance(kind, type) and issubclass(kind, Result):
-            named = re.match(r"`sisa ([a-z -]+)`", kind.__doc__ or "")
-            if named:
-                found[named[1].replace(" ", "-")] = kind
-    return found
+            yield kind
 
 
 def schema(kind: type[Result]) -> dict[str, Any]:
@@ -74,8 +80,9 @@ def _choose(body: dict[str, Any], either: tuple[tuple[str, ...], ...]) -> None:
 def descriptions() -> dict[str, dict[str, str]]:
     """The text below each field of each class of documents and statements, by class and field."""
     # Read from the source here: pydantic's own way takes every command a tenth of a second.
-    modules = (*MODULES, statement)
-    classes = (node for m in modules for node in ast.parse(inspect.getsource(m)).body)
+    files = sorted({kind.__module__ for kind in _kinds()} | {statement.__name__})
+    sources = (inspect.getsource(sys.modules[name]) for name in files)
+    classes = (node for source in sources for node in ast.parse(source).body)
     return {
         node.name: {
             field.target.id: " ".join(str(text.value.value).split())

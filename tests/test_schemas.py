@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator, ValidationError
 
-from sisa import schemas
+from sisa import results, schemas
 from sisa.cli import main
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "docs" / "schemas"
@@ -52,6 +53,14 @@ def test_published_files_are_what_the_code_gives() -> None:
     assert found == expected, "run `make schemas`"
 
 
+def test_the_package_names_every_class_of_its_files() -> None:
+    """A document that it does not name would get no schema."""
+    files = Path(results.__file__).parent.glob("*.py")
+    bodies = (ast.parse(file.read_text("utf-8")).body for file in files)
+    classes = {node.name for body in bodies for node in body if isinstance(node, ast.ClassDef)}
+    assert classes == {n for n in results.__all__ if isinstance(getattr(results, n), type)}
+
+
 def test_every_command_has_a_schema() -> None:
     assert sorted(schemas.documents()) == sorted([*COMMANDS, schemas.ERROR, schemas.ROUND])
 
@@ -63,7 +72,7 @@ def test_a_schema_is_valid_and_describes_every_field(name: str) -> None:
     for part in (body, *body.get("$defs", {}).values()):
         assert part["additionalProperties"] is False
         bare = [n for n, field in part["properties"].items() if not field.get("description")]
-        assert bare == [], f"{part['title']}: write a text below these fields in sisa/results.py"
+        assert bare == [], f"{part['title']}: write a text below these fields in sisa/results/"
 
 
 class Shop:
