@@ -6,6 +6,7 @@ None can be removed, replaced or moved without breaking it, the last one include
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_index.storage import sha256
 from sisa import statement
@@ -13,6 +14,7 @@ from sisa.certificate import FOLDER, path_of, place_of, waiting
 from sisa.checks import Outcome
 from sisa.context import Context
 from sisa.errors import ExactnessError, NotFoundError
+from sisa.results import CertificateEntry, CertificateList
 from sisa.statement import Statement
 
 RESTORE = "Restore the store from a backup."
@@ -57,6 +59,38 @@ def walk(context: Context) -> tuple[Kept, ...]:
     if expected is not None:
         raise ExactnessError("Certificate 1 names one before it.", RESTORE)
     return tuple(reversed(found))
+
+
+def listed(context: Context) -> CertificateList:
+    """The chain as documents show it. Raises as `walk` does."""
+    found = tuple(
+        CertificateEntry(
+            sequence=k.statement.predicate.sequence,
+            request=k.statement.predicate.request,
+            issued=k.statement.predicate.times.issued,
+            records=k.statement.predicate.records_erased,
+            file=str(context.store.path(k.path)),
+            sha256=sha256(k.data),
+        )
+        for k in walk(context)
+    )
+    return CertificateList(certificates=found, head=found[-1].sha256 if found else None)
+
+
+def file_of(context: Context, request_id: str) -> Path:
+    """The file of an erasure request's certificate.
+
+    Raises:
+        NotFoundError: There is no such request, or it is not certified.
+    """
+    named = {r.id: r.certificate for r in context.ledger.requests()}.get(request_id)
+    if named is None:
+        raise NotFoundError(
+            "There is no such certificate: the name is neither a file nor the id of a "
+            "certified request.",
+            "See `sisa certificate list`.",
+        )
+    return context.store.path(named)
 
 
 def outcome(context: Context) -> Outcome:

@@ -298,6 +298,11 @@ def find(start: Path) -> Path:
     raise NotFoundError(f"No {FILE} in {start} or above.", "Run `sisa init` first.")
 
 
+def located(root: Path, location: str) -> str:
+    """A location as seen from the workspace."""
+    return location if "://" in location else str(root / location)
+
+
 def load(
     folder: Path, settings: Sequence[str] = (), environment: Mapping[str, str] = os.environ
 ) -> Config:

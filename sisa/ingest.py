@@ -11,13 +11,25 @@ from data_index.dataset import DataSet
 from data_index.ingest import Ingested
 from data_index.intake import Grid
 from data_index.leases import Lease
-from sisa import purge
+from sisa import config, purge
 from sisa.context import Context
-from sisa.errors import BusyError, MovedOnError
+from sisa.errors import BusyError, ConfigurationError, MovedOnError
 from sisa.results import IngestResult
 
 ATTEMPTS = 10
 """How often rows are taken in again because requests came in meanwhile."""
+
+
+def sources(context: Context) -> list[Path]:
+    """The source files of `runtime.sources`.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    named = context.config.runtime.sources
+    if not named:
+        raise ConfigurationError("runtime.sources is empty.", "Name the files to ingest.")
+    return [Path(config.located(context.folder, source)) for source in named]
 
 
 def ingest(context: Context, paths: list[Path], correct: bool, append: bool) -> IngestResult:

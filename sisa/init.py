@@ -16,6 +16,7 @@ from data_index.schema import NUMBERS
 from sisa import config, secrets
 from sisa.config import Config
 from sisa.errors import ConfigurationError, DataError, SisaError
+from sisa.results import Initialised
 
 MANY_CLASSES = 1000
 """A target with more distinct values is no classification."""
@@ -68,6 +69,18 @@ def create(
             f"{folder} cannot be written: {error.strerror}.", "Choose another folder."
         ) from None
     return made
+
+
+def initialised(folder: Path, made: Config) -> Initialised:
+    """What was written into a folder, as the command prints it."""
+    recipe = made.recipe.data
+    return Initialised(
+        workspace=str(folder),
+        task=recipe.task,
+        target=recipe.target,
+        classes=recipe.classes,
+        features=recipe.features,
+    )
 
 
 def _body(folder: Path, choices: Choices) -> dict[str, Any]:

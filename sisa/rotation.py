@@ -1,7 +1,9 @@
-"""Rotate tombstone epochs: a new key for new tombstones, and an end to those that outlived backups.
+"""The keys of a workspace: shown, and rotated.
 
-A tombstone is there to keep a person out whom an old copy would bring back. When the last copy that
-could is gone, the key of its epoch is destroyed, and the tombstone means nothing any more.
+Rotating tombstone epochs means a new key for new tombstones, and an end to those that outlived
+backups: a tombstone is there to keep a person out whom an old copy would bring back. When the last
+copy that could is gone, the key of its epoch is destroyed, and the tombstone means nothing any
+more.
 """
 
 from __future__ import annotations
@@ -21,6 +23,24 @@ def shown(context: Context) -> KeysShown:
         signing_key=context.signing.signer().key_id,
         trusted=tuple(sorted(context.signing.trusted())),
         epochs=epochs(context),
+    )
+
+
+def rotate_signing_key(context: Context) -> KeysRotated:
+    """Sign with a new key from now on; the old one vouches for it, and its public half is kept.
+
+    Raises:
+        ConfigurationError: There is no signing key, or it comes from the environment.
+        BusyError: Another process is writing.
+    """
+    ledger, signing = context.ledger, context.signing
+    with ledger.writer():
+        old, new = signing.rotate(lambda _, public: ledger.add_signer(public))
+    return KeysRotated(
+        signing_key=new.key_id,
+        former_signing_key=old.key_id,
+        public_key=str(signing.public_file()),
+        former_public_key=str(signing.public_file(old.key_id)),
     )
 
 

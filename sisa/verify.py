@@ -151,7 +151,22 @@ def verify(
     )
 
 
-def outcome(context: Context, verified: Verified) -> dict[str, Any]:
+def verify_and_keep(
+    context: Context, shard: int | None, sample: int | None, replay: bool, sought: Sought | None
+) -> Verified:
+    """As `verify`, while nothing moves; the ledger keeps what a replay showed.
+
+    Raises:
+        BusyError: Another process is writing.
+    """
+    with context.ledger.writer():
+        verified = verify(context, shard, sample, replay, sought)
+        if verified.replayed:
+            context.ledger.record_replay(_outcome(context, verified))
+    return verified
+
+
+def _outcome(context: Context, verified: Verified) -> dict[str, Any]:
     """What a replay showed, for the ledger to keep; the fields are those of `ReplayOutcome`."""
     return {
         "time": context.ledger.clock().isoformat(timespec="milliseconds"),

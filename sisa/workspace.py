@@ -1,26 +1,17 @@
-"""The Workspace class: composition root of the Python API and of the command line."""
+"""The Workspace class: what the Python API offers, and what the command line calls."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_index import keys, restore
-from data_index.ledger import Ledger
-from data_index.log import Log
-from data_index.storage import Store, sha256
-from data_index.tombstones import Epochs
-from sisa import config, secrets
-from sisa.config import Config
+from sisa import config, opening
 from sisa.context import Context, Reporter
-from sisa.errors import ConfigurationError, NotFoundError, RestoredError, UsageError
-from sisa.executor import Executor, ProcessExecutor
-from sisa.outbox import Order, Outbox
+from sisa.errors import UsageError
+from sisa.outbox import Outbox
 from sisa.results import (
-    CertificateEntry,
     CertificateList,
     CertificateShown,
     CertificateVerified,
@@ -28,7 +19,6 @@ from sisa.results import (
     Evaluation,
     Forgotten,
     History,
-    HistoryEntry,
     IngestResult,
     Initialised,
     KeysRotated,
@@ -49,7 +39,6 @@ from sisa.results import (
     WindowState,
     Worked,
 )
-from sisa.signing_keys import SigningKeys
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,14 +85,7 @@ class Workspace:
         root = Path(folder).resolve()
         made = init.create(root, init.Choices(data=tuple(map(Path, paths)), **choices), settings)
         cls.open(root, exact=True).close()
-        recipe = made.recipe.data
-        return Initialised(
-            workspace=str(root),
-            task=recipe.task,
-            target=recipe.target,
-            classes=recipe.classes,
-            features=recipe.features,
-        )
+        return init.initialised(root, made)
 
     @classmethod
     def open(
@@ -133,29 +115,7 @@ class Workspace:
         """
         at = Path(folder).absolute()
         root = at if exact else config.find(at)
-        settled = config.load(root, settings, environment)
-        ring = keys.derive(secrets.read(root, environment))
-        store, report = Store(_resolve(root, settled.runtime.store)), report or Reporter()
-        signing = SigningKeys.of(root, environment)
-        log = Log(store, signing.signer, signing.trusted)
-        ledger = Ledger(settled.runtime.ledger, root, log=log)
-        _settle(ledger, store, ring, report, restored)
-        outbox = Outbox(_order(root, store, settled), ledger, report.warn)
-        return cls(
-            Context(
-                folder=root,
-                config=settled,
-                ring=ring,
-                signing=signing,
-                store=store,
-                ledger=ledger,
-                make_executor=lambda: _executor(root, settled),
-                report=report,
-                published=outbox.published,
-                purge_mirror=outbox.purge,
-            ),
-            outbox,
-        )
+        return cls(*opening.opened(root, settings, report or Reporter(), environment, restored))
 
     def close(self) -> None:
         """Wait until MLflow has what was published, a minute at most; give back workers."""
@@ -184,7 +144,7 @@ class Workspace:
         from sisa import ingest
 
         self._outbox.catch_up()
-        chosen = [Path(p) for p in paths] or self._sources()
+        chosen = [Path(p) for p in paths] or ingest.sources(self.context)
         return ingest.ingest(self.context, chosen, correct, append)
 
     def train(self) -> TrainResult:
@@ -194,22 +154,10 @@ class Workspace:
             IncompleteError: There is no record.
             BusyError: Another process is writing.
         """
-        from sisa.publish import build_and_publish
+        from sisa import train
 
-        c = self.context
         self._outbox.begin()
-        with c.ledger.writer() as lease:
-            done = build_and_publish(c, lease, "train")
-        return TrainResult(
-            generation=done.number,
-            digest=done.generation.digest,
-            samples_trained=done.built.cost.visited,
-            samples_reused=done.built.cost.reused,
-            seconds=round(done.built.seconds, 3),
-            voting=len(done.generation.voting),
-            failed_shards=tuple(done.generation.failed_shards),
-            quorate=done.generation.quorate(c.config.runtime.erasure.quorum),
-        )
+        return train.train(self.context)
 
     def evaluate(self, path: PathLike) -> Evaluation:
         """Held-out metrics; rows of erased subjects and records are left out.
@@ -440,12 +388,8 @@ class Workspace:
         people, single = _ids(subjects), _ids(records)
         if (people or single) and not residue:
             raise UsageError("Ids are given, but no search for residue.", "Add --residue.")
-        with self.context.ledger.writer():
-            sought = verify.Sought(people, single) if residue else None
-            verified = verify.verify(self.context, shard, sample, replay, sought)
-            if verified.replayed:
-                self.context.ledger.record_replay(verify.outcome(self.context, verified))
-        return verified
+        sought = verify.Sought(people, single) if residue else None
+        return verify.verify_and_keep(self.context, shard, sample, replay, sought)
 
     def plan(self, subjects: Ids = (), records: Ids = (), rate: str | None = None) -> Planned:
         """What forgetting ids would cost, or what requests at a rate will.
@@ -490,47 +434,15 @@ class Workspace:
 
     def status(self) -> Status:
         """The current generation and all requests."""
-        return self.context.steady(self._status)
+        from sisa import status
 
-    def _status(self) -> Status:
-        from sisa.states import request_state
-
-        c = self.context
-        dataset, current, now = c.dataset(), c.current(), c.ledger.clock()
-        entry, generation = current or (None, None)
-        quorum = c.config.runtime.erasure.quorum
-        return Status(
-            workspace=str(c.folder),
-            generation=entry and entry.number,
-            digest=entry and entry.digest,
-            reason=entry and entry.reason,
-            voting=len(generation.voting) if generation else 0,
-            shards=c.config.recipe.partition.shards,
-            depth=round(generation.depth, 6) if generation else 0.0,
-            quorate=generation.quorate(quorum) if generation else False,
-            records=dataset.records,
-            partitions=len(dataset.partitions),
-            requests=tuple(request_state(r, now) for r in c.ledger.requests()),
-            certificate_head=c.ledger.certificate_head(),
-            outbox=len(c.ledger.outbox()),
-        )
+        return self.context.steady(lambda: status.status(self.context))
 
     def history(self) -> History:
         """All generations."""
-        entries = self.context.ledger.generations()
-        return History(
-            generations=tuple(
-                HistoryEntry(
-                    number=e.number,
-                    digest=e.digest,
-                    time=e.time,
-                    reason=e.reason,
-                    current=e is entries[-1],
-                    retired=e.manifest is None,
-                )
-                for e in entries
-            )
-        )
+        from sisa import status
+
+        return status.history(self.context)
 
     def certificates(self) -> CertificateList:
         """The chain of certificates, checked.
@@ -540,19 +452,7 @@ class Workspace:
         """
         from sisa import certificate_chain
 
-        kept = certificate_chain.walk(self.context)
-        found = tuple(
-            CertificateEntry(
-                sequence=k.statement.predicate.sequence,
-                request=k.statement.predicate.request,
-                issued=k.statement.predicate.times.issued,
-                records=k.statement.predicate.records_erased,
-                file=str(self.context.store.path(k.path)),
-                sha256=sha256(k.data),
-            )
-            for k in kept
-        )
-        return CertificateList(certificates=found, head=found[-1].sha256 if found else None)
+        return certificate_chain.listed(self.context)
 
     def show_certificate(self, request_id: str) -> CertificateShown:
         """What the certificate of an erasure request states.
@@ -560,16 +460,9 @@ class Workspace:
         Raises:
             NotFoundError: There is no such request, or it is not certified.
         """
-        from sisa import certificate_check
+        from sisa import certificate_chain, certificate_check
 
-        named = {r.id: r.certificate for r in self.context.ledger.requests()}.get(request_id)
-        if named is None:
-            raise NotFoundError(
-                "There is no such certificate: the name is neither a file nor the id of a "
-                "certified request.",
-                "See `sisa certificate list`.",
-            )
-        return certificate_check.show(self.context.store.path(named))
+        return certificate_check.show(certificate_chain.file_of(self.context, request_id))
 
     def verify_certificate(
         self, file: PathLike, public_keys: Sequence[PathLike] = ()
@@ -621,16 +514,9 @@ class Workspace:
             ConfigurationError: There is no signing key, or it comes from the environment.
             BusyError: Another process is writing.
         """
-        ledger = self.context.ledger
-        with ledger.writer():
-            old, new = self.context.signing.rotate(lambda _, public: ledger.add_signer(public))
-        signing = self.context.signing
-        return KeysRotated(
-            signing_key=new.key_id,
-            former_signing_key=old.key_id,
-            public_key=str(signing.public_file()),
-            former_public_key=str(signing.public_file(old.key_id)),
-        )
+        from sisa import rotation
+
+        return rotation.rotate_signing_key(self.context)
 
     def doctor(self, held_out: Sequence[PathLike] = ()) -> Diagnosis:
         """Everything that would break the guarantee, all findings at once.
@@ -658,64 +544,9 @@ class Workspace:
 
         return report.report(self.context, None if out is None else Path(out))
 
-    def _sources(self) -> list[Path]:
-        named = self.context.config.runtime.sources
-        if not named:
-            raise ConfigurationError("runtime.sources is empty.", "Name the files to ingest.")
-        return [Path(_resolve(self.context.folder, source)) for source in named]
-
 
 def _ids(ids: Ids) -> list[str | int]:
     """A list of ids; a single text would be taken for its letters."""
     if isinstance(ids, (str, bytes)):
         raise UsageError("A single id is given where a list is expected.", "Write [id].")
     return list(ids)
-
-
-def _resolve(root: Path, location: str) -> str:
-    """A location as seen from the workspace."""
-    return location if "://" in location else str(root / location)
-
-
-def _order(root: Path, store: Store, settled: Config) -> Order:
-    """What a messenger is told of a workspace."""
-    return Order(
-        folder=str(root),
-        store=str(store.root),
-        ledger=settled.runtime.ledger,
-        tracking=settled.runtime.tracking,
-        quorum=settled.runtime.erasure.quorum,
-        import_paths=(str(root),),
-    )
-
-
-def _settle(
-    ledger: Ledger, store: Store, ring: keys.Keyring, report: Reporter, restored: bool
-) -> None:
-    """Have ledger and store agree, and a tombstone epoch open."""
-    try:
-        try:
-            restore.require_whole(ledger, store)
-        except RestoredError:
-            if not restored:
-                raise
-            with ledger.writer() as lease:
-                report.warn(restore.restore(ledger, store, ring, lease).sentence)
-            restore.require_whole(ledger, store)
-        if not ledger.live_epochs():
-            Epochs.make(store, ring, 1)
-            ledger.open_epoch(1)
-        Epochs.open(store, ring, ledger.live_epochs())
-    except OSError as error:
-        raise ConfigurationError(
-            f"The store {store.root} cannot be written: {error.strerror}.",
-            "Check runtime.store and its permissions.",
-        ) from None
-
-
-def _executor(root: Path, settled: Config) -> Executor:
-    section = settled.runtime.executor
-    if section.kind == "process":
-        return ProcessExecutor(section.workers)
-    made: Executor = importlib.import_module("cluster.executor").RayExecutor(section, root)
-    return made

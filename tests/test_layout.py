@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("data_index", "sisa", "cluster")
 HEAVY = ("torch", "ray", "mlflow")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-LOADS_CLUSTER = ("sisa/workspace.py", "sisa/cli.py")
+LOADS_CLUSTER = ("sisa/opening.py", "sisa/cli.py")
 IMPORTS_MLFLOW = (
     "sisa/tracking.py",
     "sisa/mirror_artefacts.py",

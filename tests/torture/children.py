@@ -181,11 +181,11 @@ class Inline:
 def prepare(tell: Tell) -> None:
     """Train in this process, and report each acceptance as soon as it could be acknowledged."""
     import sisa.forget
+    import sisa.opening
     import sisa.request
-    import sisa.workspace
 
     made: Any = lambda *_: Inline()  # noqa: E731
-    sisa.workspace._executor = made
+    sisa.opening._executor = made
     whole = sisa.forget.accept
 
     def accept(*args: Any, **more: Any) -> Any:
