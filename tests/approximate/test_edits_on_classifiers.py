@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ FORGETS: Mapping[str, tuple[dict[str, Any], float, float]] = {
     "ssd-label-free": ({"alpha": 1.1, "strength": 0.3}, 0.8, 0.95),
     "prune": ({"share": 0.3}, 0.5, 0.95),
     "reset": ({"share": 0.4}, 0.6, 0.9),
-    "relevance-path": ({"top": 0.3}, 0.6, 0.95),
+    "relevance-path": ({"top": 0.3, "share": 0.3}, 0.6, 0.95),
     "amnesiac": ({}, 0.1, 0.95),
     "partial-amnesiac": ({"share": 0.2}, 0.1, 0.95),
     "partial-label-flip": ({"lr": 0.3, "epochs": 20}, 0.1, 0.95),
@@ -165,18 +166,65 @@ def test_only_layers_of_the_pattern_are_edited(clouds: Path) -> None:
         go(clouds, "ssd", base, layers="9.*")
 
 
-def test_the_paths_of_all_classes_of_the_forget_set_are_disturbed(clouds: Path) -> None:
-    def moved(first: int, last: int) -> tuple[set[int], str]:
-        subject, base = loaded(clouds / "base"), loaded(clouds / "base")
-        both = Examples.__add__(*read(clouds, subject)).select(range(first, last))
-        method = METHODS["relevance-path"].configured(top=0.2)
-        note = editing.run(subject, method, both, None, {}, HOW).notes[0]
-        changed = of_module(subject.module)["0.weight"] != of_module(base.module)["0.weight"]
-        return set(changed.any(1).nonzero().flatten().tolist()), note
+def silenced(
+    clouds: Path, first: int, last: int, seed: int = 3, layer: str = "2", **settings: Any
+) -> tuple[set[int], str]:
+    """Which inputs of a layer reach nothing behind it after some items, and what is noted."""
+    subject, base = loaded(clouds / "base"), loaded(clouds / "base")
+    items = Examples.__add__(*read(clouds, subject)).select(range(first, last))
+    method = METHODS["relevance-path"].configured(**settings)
+    if layer != "2":
+        method = method.configured(layer=layer)
+    how = replace(HOW, seed=seed)
+    note = editing.run(subject, method, items, None, {}, how).notes[0]
+    new, old = of_module(subject.module), of_module(base.module)
+    assert all(torch.equal(new[n], old[n]) for n in old if n != f"{layer}.weight")
+    gone = (new[f"{layer}.weight"] != old[f"{layer}.weight"]).any(0)
+    assert (new[f"{layer}.weight"][:, gone] == 0).all()
+    return set(gone.nonzero().flatten().tolist()), note
 
-    (one, _), (two, _), (both, note) = moved(0, 20), moved(20, 40), moved(0, 40)
+
+def test_the_paths_of_all_classes_of_the_forget_set_are_silenced(clouds: Path) -> None:
+    (one, _), (two, _), (both, note) = (
+        silenced(clouds, *part, top=0.2, share=0.2) for part in ((0, 20), (20, 40), (0, 40))
+    )
     assert one and two and one != two and both == one | two
     assert note == f"{len(both)} neurons carry 2 classes."
+
+
+def test_the_path_is_of_the_inputs_of_the_last_layer_or_of_another_by_name(clouds: Path) -> None:
+    net = of_module(loaded(clouds / "base").module)
+    w, b, v, c = (net[n].double() for n in ("0.weight", "0.bias", "2.weight", "2.bias"))
+    x = read(clouds, loaded(clouds / "base"))[0].inputs.double()
+    z = x @ w.T + b
+    hidden = z.clamp(min=0)
+    logits = hidden @ v.T + c
+    top, of_top = logits.max(1)
+    outer = hidden * v[of_top] * (top / (top + 0.1 * top.sign()))[:, None]
+    inner = x * ((outer / (z + 0.1 * z.sign())) @ w)
+    for layer, values in (("2", outer), ("0", inner)):
+        count = [0] * values.shape[1]
+        for probe in values.tolist():
+            count[probe.index(max(probe))] += 1
+        assert sorted(count)[-1] > sorted(count)[-2]
+        found, _ = silenced(clouds, 0, 20, layer=layer, top=0.01, share=0.01)
+        assert found == {count.index(max(count))}
+    with pytest.raises(ConfigurationError, match="no Linear layer 7"):
+        go(clouds, "relevance-path", loaded(clouds / "base"), layer="7")
+
+
+def test_of_more_items_than_probes_as_many_are_drawn_by_the_seed(clouds: Path) -> None:
+    def drawn(probes: int, seed: int = 3) -> set[int]:
+        return silenced(clouds, 0, 20, seed, probes=probes, top=0.2, share=1.0)[0]
+
+    one = {seed: drawn(1, seed) for seed in range(6)}
+    assert {len(found) for found in one.values()} == {3}
+    assert len(set(map(frozenset, one.values()))) > 1
+    whole = drawn(36)
+    assert set().union(*one.values()) <= whole and len(whole) > 3
+    assert drawn(20) == whole and drawn(1, 4) == one[4]
+    with pytest.raises(ConfigurationError, match="probes"):
+        drawn(0)
 
 
 def test_resetting_everything_that_matters_gives_the_start(clouds: Path) -> None:

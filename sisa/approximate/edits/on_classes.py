@@ -12,8 +12,8 @@ from sisa.approximate.edits.given import Edited, Given
 from sisa.approximate.edits.measured import labelled
 from sisa.approximate.edits.partial import label_flip, optimise
 from sisa.approximate.edits.passes import Labelled
-from sisa.approximate.edits.paths import path, perturb
-from sisa.approximate.edits.relevance import neuron_relevance
+from sisa.approximate.edits.paths import PROBES, SHARE, TOP, path, perturb
+from sisa.approximate.edits.relevance import linear, neuron_relevance
 from sisa.errors import ConfigurationError, IncompleteError
 
 BOTTLENECKS = (QuantisedBottleneck, SparseBottleneck)
@@ -22,28 +22,29 @@ BOTTLENECKS = (QuantisedBottleneck, SparseBottleneck)
 def relevance_path(
     given: Given,
     *,
-    top: float = 0.1,
-    frequency: float = 0.5,
-    noise: float = 0.0,
-    epsilon: float = 1e-6,
+    top: float = TOP,
+    share: float = SHARE,
+    probes: int = PROBES,
+    layer: str | None = None,
+    epsilon: float = 0.1,
 ) -> Edited:
-    """Disturb the neurons that carry the classes of the forget set; see `path` and `perturb`.
+    """Silence the neurons that carry the classes of the forget set; see `path` and `perturb`.
 
-    The forget set is but a set of probes: any examples of the class do.
+    The forget set is but a set of probes: any examples of the class do, and of more than `probes`
+    of a class as many are drawn by the seed. Of each class its own neurons are found, and those of
+    all are silenced. They are the inputs of the Linear layer `layer`, by default of the last one.
     """
-    module, probes = given.subject.module, labelled(given, given.forget, "forget set")
-    along: dict[str, Tensor] = {}
-    classes = sorted({label for _, labels in probes for label in labels.tolist()})
-    for target in classes:
-        own = [inputs[labels == target] for inputs, labels in probes]
-        found = path(neuron_relevance(module, own, target, epsilon), top, frequency)
-        for layer, neurons in found.items():
-            met = along.get(layer, neurons)
-            along[layer] = torch.tensor(sorted({*met.tolist(), *neurons.tolist()}))
+    module = given.subject.module
+    name = linear(module, layer)
     draws = torch.Generator().manual_seed(given.seed)
-    params = perturb(given.parameters(), along, noise, draws)
-    neurons_found = sum(map(len, along.values()))
-    return Edited(params, (f"{neurons_found} neurons carry {len(classes)} classes.",))
+    classes = _by_class(labelled(given, given.forget, "forget set"))
+    found: set[int] = set()
+    for own in classes:
+        drawn = own[_drawn(len(own), probes, draws).to(own.device)]
+        parts = torch.split(drawn, given.items_per_batch)
+        found.update(path(neuron_relevance(module, parts, name, epsilon), top, share).tolist())
+    params = perturb(given.parameters(), name, torch.tensor(sorted(found), dtype=torch.int64))
+    return Edited(params, (f"{len(found)} neurons carry {len(classes)} classes.",))
 
 
 def partial_label_flip(
@@ -94,6 +95,23 @@ def _both(given: Given) -> tuple[list[Labelled], list[Labelled]]:
     assert given.retain is not None
     forget = labelled(given, given.forget, "forget set")
     return forget, labelled(given, given.retain, "retain set")
+
+
+def _by_class(batches: list[Labelled]) -> list[Tensor]:
+    """Inputs of each class, by the number of the class."""
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return [inputs[labels == target] for target in sorted(set(labels.tolist()))]
+
+
+def _drawn(count: int, most: int, draws: torch.Generator) -> Tensor:
+    """Places of at most so many of `count`, in random order.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if most < 1:
+        raise ConfigurationError("probes must be at least 1.", "Correct the setting.")
+    return torch.randperm(count, generator=draws)[:most]
 
 
 def _inputs(given: Given, items: Batch) -> list[Labelled]:

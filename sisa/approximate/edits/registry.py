@@ -54,8 +54,8 @@ EDITS: tuple[Method, ...] = (
         "relevance-path",
         relevance_path,
         also=("classifier",),
-        cost="one pass of relevance over the forget set",
-        source="Chang et al., 2024, arXiv:2410.23693; settings are ours",
+        cost="a forward of 36 items of each class",
+        source="Chang et al., 2024, arXiv:2410.23693; settings are of their code for CIFAR-10",
     ),
     edit(
         "amnesiac",

@@ -29,7 +29,7 @@ GRIDS: Mapping[str, tuple[str, Sequence[Setting]]] = {
     "ssd-label-free": ("alpha", (1.1, 1.5, 2.0, 3.0, 6.0)),
     "prune": SHARES,
     "reset": SHARES,
-    "relevance-path": ("top", (0.05, 0.1, 0.15, 0.2, 0.4)),
+    "relevance-path": SHARES,
     "partial-amnesiac": ("share", (0.003, 0.01, 0.03, 0.1, 0.3)),
     "partial-label-flip": ("lr", (0.01, 0.02, 0.05, 0.1, 0.25)),
     "partial-optimisation": ("lr", (0.003, 0.01, 0.02, 0.05, 0.25)),
@@ -62,7 +62,7 @@ LEFT_OUT: Mapping[str, str] = {
 
 ALSO_LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "class": {},
-    "random": {"relevance-path": "disturbs what carries whole classes, and every class is there"},
+    "random": {"relevance-path": "silences what carries whole classes, and every class is there"},
 }
 
 NO_LIRA: Mapping[str, str] = dict.fromkeys(
