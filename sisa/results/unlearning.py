@@ -23,7 +23,7 @@ class MethodShown(Result):
     """What it costs beside one forward and backward of the forget items."""
 
     defaults: dict[str, bool | int | float | str | None]
-    """Its own settings as its authors give them."""
+    """Its own settings; docs/approximate.md says whose they are."""
 
     source: str
     """Where it is from."""
