@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sisa.approximate import subjects
+from sisa.approximate import bottlenecked, subjects
 from sisa.approximate.batches import Batch
 from sisa.approximate.declaration import Method
 from sisa.approximate.edits.given import Edited, Files, Given
@@ -72,6 +72,8 @@ def run(
         edited = method.edited(given)
     _check_finite(method.name, edited.params)
     same = _unchanged(subject, edited)
+    if edited.bottleneck is not None:
+        bottlenecked.put(subject.module, edited.bottleneck)
     into_module(subject.module, edited.params)
     if edited.without_adapter:
         assert isinstance(subject, LanguageModel)
@@ -136,6 +138,7 @@ def _check_finite(name: str, params: Parameters) -> None:
 
 def _unchanged(subject: Subject, edited: Edited) -> bool:
     own: dict[str, Tensor] = subject.module.state_dict(keep_vars=True)
-    return not edited.without_adapter and all(
+    added = edited.bottleneck is not None
+    return not (edited.without_adapter or added) and all(
         torch.equal(own[name], value) for name, value in edited.params.items() if name in own
     )

@@ -8,6 +8,7 @@ says of an item must be a function of that item, or no score of it could be kept
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from sisa.approximate import bottlenecked
 from sisa.approximate.batches import Examples, Items, Packed, packed
 from sisa.approximate.rows import IGNORED
 from sisa.errors import ConfigurationError, NotFoundError, UsageError
@@ -171,6 +173,7 @@ class LanguageModel:
         if not self.adapted:
             raise _no_adapter()
         self._module, self.adapted = self.module.unload().requires_grad_(True), False
+        bottlenecked.freeze(self._module)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor | None:
         """What the head multiplies with, if that is all it does and nobody watches."""
@@ -270,7 +273,7 @@ class Classifier:
 
 
 def load(folder: Path, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """Load a model folder that transformers or peft wrote, from this machine alone.
+    """Load a model folder that transformers, peft or `save` wrote, from this machine alone.
 
     Args:
         folder: With `config.json`, or with `adapter_config.json` that names its base's folder.
@@ -281,8 +284,6 @@ def load(folder: Path, dtype: str = "float32", device: str = "cpu") -> LanguageM
         NotFoundError: There is no such folder.
         ConfigurationError: It holds no causal language model, or no tokenizer that is known.
     """
-    import transformers
-
     base, adapter = folder, folder / "adapter_config.json"
     if adapter.is_file():
         import peft
@@ -290,26 +291,36 @@ def load(folder: Path, dtype: str = "float32", device: str = "cpu") -> LanguageM
         base = Path(str(peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
     if not base.is_dir():
         raise NotFoundError(f"There is no model folder {base}.")
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype), local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        why = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise ConfigurationError(f"{base} holds no causal language model: {why}.") from None
+    narrowed = bottlenecked.is_one(base)
+    model = bottlenecked.load(base, dtype) if narrowed else _plain(base, dtype)
+    config = model.config if narrowed else None  # transformers cannot read it there
     if adapter.is_file():
         model = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    return LanguageModel(model.to(device), _tokenizer(folder))
+    return LanguageModel(model.to(device), _tokenizer(folder, config))
 
 
 def save(subject: LanguageModel, folder: Path) -> None:
     """Write a model folder: the adapter alone where there is one, and the tokenizer.
 
+    Transformers does not read the folder of a model with a bottleneck: see `bottlenecked`.
+
     Args:
         subject: The model.
         folder: Is made; files of the same names are replaced.
+
+    Raises:
+        UsageError: It has a bottleneck that the folder would not keep.
     """
-    subject.module.save_pretrained(folder)
+    about = None
+    if subject.adapted:
+        base = subject.module.peft_config["default"].base_model_name_or_path
+        bottlenecked.require_saved(subject.module, Path(str(base)))
+    else:
+        about = bottlenecked.described(subject.module)
+    if about is None:
+        subject.module.save_pretrained(folder)
+    else:
+        bottlenecked.save(subject.module, about, folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
 
@@ -318,7 +329,7 @@ def with_lora(subject: LanguageModel, rank: int, alpha: float, seed: int) -> Lan
     """Put a LoRA adapter on all linear maps but the head; only it is trained from then on.
 
     Its second factor starts at zero, so that the model says what it said before (Hu et al.,
-    "LoRA", ICLR 2022, section 4.1).
+    "LoRA", ICLR 2022, section 4.1). A bottleneck gets none, which could bring back what it lost.
 
     Args:
         subject: A model without an adapter; its module is changed in place.
@@ -328,11 +339,13 @@ def with_lora(subject: LanguageModel, rank: int, alpha: float, seed: int) -> Lan
     """
     import peft
 
+    inside = bottlenecked.of(subject.module)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        exclude_modules=None if inside is None else rf"{re.escape(inside[0])}\..*",
         task_type=peft.TaskType.CAUSAL_LM,
     )
     with torch.random.fork_rng():
@@ -347,11 +360,27 @@ def merged(subject: LanguageModel) -> LanguageModel:
     return LanguageModel(model, subject.tokenizer)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _plain(folder: Path, dtype: str) -> Any:
+    """A causal language model as transformers reads it."""
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        why = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ConfigurationError(f"{folder} holds no causal language model: {why}.") from None
+
+
+def _tokenizer(folder: Path, config: Any) -> Any:
+    """A tokenizer, whose class may depend on the model's configuration; None to look for that."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True
+        )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigurationError(
             f"{folder} holds no tokenizer that is known: {type(error).__name__}.",

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sisa.approximate import bottlenecked
 from sisa.approximate.batches import Items
+from sisa.approximate.bottlenecked import About
 from sisa.approximate.rows import IGNORED
 
 VOCABULARY = 97
@@ -35,6 +37,17 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) ->
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).to(dtype)
+
+
+def narrow(model: Any, layer: int = 1, every: int = 2) -> None:
+    """Put a bottleneck behind a block, of random codes of which one in so many is gone."""
+    found = bottlenecked.put(model, About(layer=layer, codes=24, strongest=4))
+    draws = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            drawn = torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
+            parameter.copy_(drawn / 4)
+        found.kept[::every] = False
 
 
 def tokenizer(texts: list[str]) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sisa.approximate.edits.bottlenecks import (
     QuantisedBottleneck,
+    ResidualBottleneck,
     SparseBottleneck,
     codebook_of,
     insert,
@@ -126,6 +127,37 @@ def test_a_removed_sparse_code_is_never_used_again() -> None:
         rest = torch.tensor([0, 2, 3, 5])
         old = state[f"narrow.{name}"].index_select(at, rest)
         assert torch.equal(value.index_select(at, rest), old)
+
+
+def residual() -> ResidualBottleneck:
+    """Four features along the axes, of which a position may use two."""
+    bottleneck = ResidualBottleneck(2, 4, strongest=2).double()
+    with torch.no_grad():
+        bottleneck.encoder.weight.copy_(CODES)
+        bottleneck.encoder.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.5]))
+        bottleneck.decoder.weight.copy_(0.5 * CODES.T)
+        bottleneck.decoder.bias.copy_(torch.tensor([0.0, 0.25]))
+    return bottleneck
+
+
+def test_a_residual_bottleneck_takes_away_what_removed_features_say_alone() -> None:
+    bottleneck = residual()
+    hidden = torch.tensor([[2.0, 1.0], [-1.0, 0.75]], dtype=torch.float64)
+    assert torch.equal(bottleneck(hidden), hidden)
+    # features of (2, .75) and (-1, .5): (2, .75, 0, 0) and (0, .5, 1, 0)
+    assert bottleneck.usage(hidden).tolist() == [1, 2, 1, 0]
+    told = torch.tensor([[1.0, 0.625], [-0.5, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(bottleneck.reconstructed(hidden), told, rtol=0, atol=0)
+    assert bottleneck.loss(hidden).item() == pytest.approx((told - hidden).square().mean().item())
+    state = bottleneck.state_dict()
+    found = ablate(state, torch.tensor([1]))
+    assert all(torch.equal(found[n], v) for n, v in state.items() if n != "kept")
+    bottleneck.load_state_dict(found)
+    # feature 1 said (0, .375) and (0, .25)
+    assert bottleneck(hidden).tolist() == [[2.0, 0.625], [-1.0, 0.5]]
+    assert bottleneck.usage(hidden).tolist() == [1, 0, 1, 0]
+    with pytest.raises(ConfigurationError, match="No code would be left"):
+        ablate(found, torch.tensor([0, 2, 3]))
 
 
 def test_what_is_not_there_cannot_be_removed() -> None:

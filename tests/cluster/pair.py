@@ -39,10 +39,13 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     taken_up: bool = False
+    narrowed: bool = False
 
     def made(self, language: Any) -> LanguageModel:
         """Its model, always the same."""
         subject = LanguageModel(language.llama(**self.model))
+        if self.narrowed:
+            language.narrow(subject.module)
         return models.with_lora(subject, 4, 8.0, 0) if self.lora else subject
 
     @property
@@ -57,6 +60,8 @@ CASES = {
     "npo-lora": Case("npo", lora=True),  # scores with the adapter off
     "undial-tied": Case("undial", model={"tie_word_embeddings": True}),  # distributions, kept
     "rmu": Case("rmu", settings={"layer": 1}),  # hidden states of a second model
+    "npo-narrowed": Case("npo", narrowed=True),  # with a bottleneck that has lost codes
+    "rmu-narrowed": Case("rmu", settings={"layer": 1}, narrowed=True),  # hidden states behind it
     "taken-up": Case("npo", taken_up=True),  # from the checkpoint of one process
 }
 

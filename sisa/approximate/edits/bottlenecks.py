@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import linear, mse_loss
 from torch.utils.hooks import RemovableHandle
 
 from sisa.errors import ConfigurationError
@@ -69,12 +70,16 @@ class SparseBottleneck(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """From [..., d] to [..., d]."""
+        return self.reconstructed(hidden)
+
+    def reconstructed(self, hidden: Tensor) -> Tensor:
+        """What the strongest features say of hidden states, [..., d]."""
         out: Tensor = self.decoder(self._features(hidden))
         return out
 
     def loss(self, hidden: Tensor) -> Tensor:
         """Mean squared error of the reconstruction."""
-        return mse_loss(self(hidden), hidden)
+        return mse_loss(self.reconstructed(hidden), hidden)
 
     def usage(self, hidden: Tensor) -> Tensor:
         """At how many positions each feature is above 0, int64 [codes]."""
@@ -84,6 +89,37 @@ class SparseBottleneck(nn.Module):
         every = torch.relu(self.encoder(hidden - self.decoder.bias))
         values, at = every.topk(self.strongest, -1)
         return torch.zeros_like(every).scatter(-1, at, values)
+
+
+class ResidualBottleneck(SparseBottleneck):
+    """A sparse bottleneck that lets its error pass: each position loses its removed features alone.
+
+    hidden + decode(kept features) - decode(all features), as sparse autoencoders are used on a
+    language model that was trained without one (Farrell et al., "Applying sparse autoencoders to
+    unlearn knowledge in language models", 2024, arXiv:2410.19278). While nothing is removed the
+    model keeps its bits, on inputs that the features were not fitted to as well. The price: what
+    the features do not reconstruct passes, whatever it is of.
+
+    Args:
+        width: d.
+        codes: Features.
+        strongest: How many of them a position may use.
+    """
+
+    kept: Tensor
+
+    def __init__(self, width: int, codes: int, strongest: int) -> None:
+        super().__init__(width, codes, strongest)
+        self.register_buffer("kept", torch.ones(codes, dtype=torch.bool))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """From [..., d] to [..., d]."""
+        removed = self._features(hidden).masked_fill(self.kept, 0)
+        return hidden - linear(removed, self.decoder.weight)
+
+    def usage(self, hidden: Tensor) -> Tensor:
+        """At how many positions each feature that is kept is above 0, int64 [codes]."""
+        return super().usage(hidden).masked_fill(~self.kept, 0)
 
 
 def codebook_of(hidden: Tensor, codes: int, generator: torch.Generator, rounds: int = 25) -> Tensor:
@@ -136,10 +172,30 @@ def insert(module: nn.Module, layer: str, bottleneck: nn.Module) -> RemovableHan
     if found is None:
         raise ConfigurationError(f"The model has no layer {layer}.", "Correct its name.")
 
-    def narrowed(_: nn.Module, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (bottleneck(output[0]), *output[1:])
-        return bottleneck(output)
-
-    handle: RemovableHandle = found.register_forward_hook(narrowed)
+    handle: RemovableHandle = found.register_forward_hook(
+        lambda _, __, output: _narrowed(bottleneck, output)
+    )
     return handle
+
+
+def narrow_by_child(layer: nn.Module, name: str, bottleneck: nn.Module) -> None:
+    """Put a bottleneck behind a layer for good, as a part of it: in its state, and in its copies.
+
+    Args:
+        layer: Its output is hidden [..., d], or a tuple that begins with it.
+        name: Of the part.
+        bottleneck: From [..., d] to [..., d].
+    """
+    layer.add_module(name, bottleneck)
+    layer.register_forward_hook(partial(_by_child, name))
+
+
+def _by_child(name: str, layer: nn.Module, _: Any, output: Any) -> Any:
+    """A hook that asks the layer it is called on: a copy has a bottleneck of its own."""
+    return _narrowed(layer.get_submodule(name), output)
+
+
+def _narrowed(bottleneck: nn.Module, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (bottleneck(output[0]), *output[1:])
+    return bottleneck(output)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,25 @@ def count(
         IncompleteError: There is no input.
         ConfigurationError: The bottleneck is not in the model.
     """
+    runs = (partial(module, inputs_of(batch)) for batch in some(batches, "set of inputs"))
+    return counted(module, bottleneck, runs)
+
+
+def counted(
+    module: nn.Module,
+    bottleneck: QuantisedBottleneck | SparseBottleneck,
+    runs: Iterable[Callable[[], Any]],
+) -> Usage:
+    """Count the codes that a model uses in forwards of any form.
+
+    Args:
+        module: A model into which the bottleneck was put.
+        bottleneck: That.
+        runs: Each makes a forward without padding, at least to the bottleneck.
+
+    Raises:
+        ConfigurationError: The bottleneck is not in the model.
+    """
     found: list[Tensor] = []
     positions = 0
 
@@ -66,8 +86,8 @@ def count(
         torch.no_grad(),
         bottleneck.register_forward_pre_hook(add),
     ):
-        for batch in some(batches, "set of inputs"):
-            module(inputs_of(batch))
+        for run in runs:
+            run()
     if not found:
         raise ConfigurationError("The bottleneck is not in this model.", "Insert it first.")
     return Usage(found[0], positions)
@@ -76,7 +96,8 @@ def count(
 def tied(topic: Usage, control: Usage, ratio: float = 2.0, least: int = 2) -> Tensor:
     """Codes that are used on a topic far more often than on control inputs.
 
-    After Wu et al., "CodeUnlearn", 2024; the defaults are ours.
+    After the idea of Wu et al., "CodeUnlearn", 2024, arXiv:2410.10866. Their rule of when a code is
+    over-represented could not be read: ratio, least and the smoothing of rates are ours.
 
     Args:
         topic: Usage on inputs about the topic.
@@ -92,10 +113,11 @@ def tied(topic: Usage, control: Usage, ratio: float = 2.0, least: int = 2) -> Te
 
 
 def ablate(params: Parameters, codes: Tensor, prefix: str = "") -> dict[str, Tensor]:
-    """Take codes away for good: their vectors are zeroed, and they are never chosen again.
+    """Take codes away for good.
 
     A position that used a quantised code gets the next nearest that is kept; one that used a sparse
-    code does without it.
+    code does without it. Their vectors are zeroed, and they are never chosen again. Of a bottleneck
+    that lets its error pass they stay: they are what is subtracted from hidden states.
 
     Args:
         params: `state_dict` of a bottleneck, or of what holds it; with buffers.
@@ -106,26 +128,26 @@ def ablate(params: Parameters, codes: Tensor, prefix: str = "") -> dict[str, Ten
         ConfigurationError: There is no bottleneck of that prefix, no such code, or no code would be
             left.
     """
-    quantised = f"{prefix}codebook" in params
-    main = params.get(f"{prefix}codebook" if quantised else f"{prefix}encoder.weight")
+    main = params.get(f"{prefix}codebook", params.get(f"{prefix}encoder.weight"))
     if main is None:
         raise ConfigurationError("There is no bottleneck in this model.", "Correct the prefix.")
     if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < len(main):
         raise ConfigurationError(f"There are {len(main)} codes; one asked for is not among them.")
     gone = torch.zeros(len(main), dtype=torch.bool, device=main.device)
     gone[codes.to(main.device)] = True
-    names = [f"{prefix}encoder.weight", f"{prefix}encoder.bias"]
     changes = {}
-    if quantised:
-        names = [f"{prefix}codebook"]
-        kept = params[f"{prefix}kept"] & ~gone
+    if f"{prefix}kept" in params:
+        kept = changes[f"{prefix}kept"] = params[f"{prefix}kept"] & ~gone
         if not kept.any():
             raise ConfigurationError("No code would be left.", "Remove fewer codes.")
-        changes[f"{prefix}kept"] = kept
-    else:
-        decoder = params[f"{prefix}decoder.weight"].detach()
-        changes[f"{prefix}decoder.weight"] = decoder.masked_fill(gone, 0)
-    for name in names:
-        old = params[name].detach()
-        changes[name] = old.masked_fill(gone.view(-1, *[1] * (old.ndim - 1)), 0)
+    if f"{prefix}codebook" in params:
+        changes[f"{prefix}codebook"] = main.detach().masked_fill(gone[:, None], 0)
+    elif not changes:
+        for name, mask in _vectors(gone).items():
+            changes[prefix + name] = params[prefix + name].detach().masked_fill(mask, 0)
     return changed(params, changes)
+
+
+def _vectors(gone: Tensor) -> dict[str, Tensor]:
+    """Where a sparse bottleneck keeps what belongs to codes, by name."""
+    return {"encoder.weight": gone[:, None], "encoder.bias": gone, "decoder.weight": gone}

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sisa.approximate.batches import Batch
+from sisa.approximate.bottlenecked import About
 from sisa.approximate.edits.mappings import of_module
 from sisa.approximate.models import Subject
 from sisa.errors import ConfigurationError
@@ -67,8 +68,10 @@ class Edited:
         params: New values, by the names of the module's parameters and buffers.
         notes: What a reader of a report should know, one sentence each.
         without_adapter: The adapter is taken out of the model.
+        bottleneck: Is put into the model, which has none; `params` has its values.
     """
 
     params: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
     without_adapter: bool = False
+    bottleneck: About | None = None

@@ -1,22 +1,17 @@
-"""Edits of classifiers: relevance paths, partial training, codes of a bottleneck."""
+"""Edits of classifiers: relevance paths, partial training."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sisa.approximate.batches import Batch
-from sisa.approximate.edits.bottlenecks import QuantisedBottleneck, SparseBottleneck
-from sisa.approximate.edits.codes import ablate, count, tied
 from sisa.approximate.edits.given import Edited, Given
 from sisa.approximate.edits.measured import labelled
 from sisa.approximate.edits.partial import label_flip, optimise
 from sisa.approximate.edits.passes import Labelled
 from sisa.approximate.edits.paths import PROBES, SHARE, TOP, path, perturb
 from sisa.approximate.edits.relevance import linear, neuron_relevance
-from sisa.errors import ConfigurationError, IncompleteError
-
-BOTTLENECKS = (QuantisedBottleneck, SparseBottleneck)
+from sisa.errors import ConfigurationError
 
 
 def relevance_path(
@@ -66,31 +61,6 @@ def partial_optimisation(
     return Edited(optimise(given.subject.module, forget, retain, lr, share, epochs))
 
 
-def code_ablation(
-    given: Given, *, bottleneck: str | None = None, ratio: float = 2.0, least: int = 2
-) -> Edited:
-    """Take away the codes that the forget set uses far more often than the retain set.
-
-    See `codes.tied` and `codes.ablate`; `bottleneck` is the name of that submodule, by default of
-    the only one there is.
-    """
-    assert given.retain is not None
-    module = given.subject.module
-    name, narrow = _bottleneck(module, bottleneck)
-    topic = count(module, narrow, _inputs(given, given.forget))
-    control = count(module, narrow, _inputs(given, given.retain))
-    codes = tied(topic, control, ratio, least)
-    if not len(codes):
-        raise IncompleteError(
-            "No code is used on the forget set so much more often than on the retain set.",
-            "Lower ratio or least, or choose another method.",
-        )
-    prefix = f"{name}." if name else ""
-    edited = ablate(module.state_dict(), codes, prefix)
-    own = {key: value for key, value in edited.items() if key.startswith(prefix)}
-    return Edited(own, (f"{len(codes)} of {len(topic.used)} codes were taken away.",))
-
-
 def _both(given: Given) -> tuple[list[Labelled], list[Labelled]]:
     assert given.retain is not None
     forget = labelled(given, given.forget, "forget set")
@@ -112,28 +82,3 @@ def _drawn(count: int, most: int, draws: torch.Generator) -> Tensor:
     if most < 1:
         raise ConfigurationError("probes must be at least 1.", "Correct the setting.")
     return torch.randperm(count, generator=draws)[:most]
-
-
-def _inputs(given: Given, items: Batch) -> list[Labelled]:
-    return labelled(given, items, "forget set" if items is given.forget else "retain set")
-
-
-def _bottleneck(
-    module: nn.Module, wanted: str | None
-) -> tuple[str, QuantisedBottleneck | SparseBottleneck]:
-    """Name and module of a bottleneck.
-
-    Raises:
-        ConfigurationError: There is none, or several and none is named.
-    """
-    found = {name: m for name, m in module.named_modules() if isinstance(m, BOTTLENECKS)}
-    if wanted is not None:
-        found = {name: m for name, m in found.items() if name == wanted}
-    if len(found) != 1:
-        raise ConfigurationError(
-            f"The model has {len(found)} bottlenecks of that name."
-            if wanted is not None
-            else f"The model has {len(found)} bottlenecks.",
-            "Name one with bottleneck, or train the model with one.",
-        )
-    return next(iter(found.items()))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sisa.approximate import subjects
+from sisa.approximate import bottlenecked, subjects
 from sisa.approximate.edits.given import Given
 from sisa.approximate.edits.mappings import check, of_module
+from sisa.errors import ConfigurationError
 
 
 def original_parameters(given: Given) -> dict[str, Tensor]:
@@ -20,6 +21,11 @@ def original_parameters(given: Given) -> dict[str, Tensor]:
     dtype = str(next(iter(own.values())).dtype).removeprefix("torch.")
     other = subjects.load(given.path("original"), dtype, str(given.subject.device))
     found = of_module(other.module)
+    if (bottlenecked.of(given.subject.module) is None) != (bottlenecked.of(other.module) is None):
+        raise ConfigurationError(
+            "Of the model and its original one has a bottleneck, and the other has none.",
+            "Give two with the same bottleneck or none, or choose another method.",
+        )
     check(own, found)
     check(found, own)
     return found

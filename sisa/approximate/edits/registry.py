@@ -9,11 +9,11 @@ from __future__ import annotations
 from sisa.approximate.declaration import Method, edit
 from sisa.approximate.edits.on_adapters import dropped, fused
 from sisa.approximate.edits.on_classes import (
-    code_ablation,
     partial_label_flip,
     partial_optimisation,
     relevance_path,
 )
+from sisa.approximate.edits.on_codes import code_ablation
 from sisa.approximate.edits.on_curvature import newton
 from sisa.approximate.edits.on_importance import reset, ssd, ssd_label_free, zero
 from sisa.approximate.edits.on_weights import (
@@ -123,9 +123,11 @@ EDITS: tuple[Method, ...] = (
     edit(
         "code-ablation",
         code_ablation,
-        also=("classifier", "retain"),
-        cost="a forward of both sets; the model must have been trained with a bottleneck",
-        source="Wu et al., 2024, arXiv:2410.10866; thresholds are ours",
+        also=("retain",),
+        cost="a forward of both sets; a classifier must have been trained with a bottleneck; one "
+        "is fitted to a language model, whose hidden states of both sets are held in memory",
+        source="Wu et al., 2024, arXiv:2410.10866; thresholds are ours; for language models "
+        "Farrell et al., 2024, arXiv:2410.19278",
     ),
 )
 """Methods without an optimizer."""
