@@ -86,7 +86,16 @@ def put(model: Any, about: About) -> ResidualBottleneck:
         made = ResidualBottleneck(model.config.hidden_size, about.codes, about.strongest)
     narrow_by_child(block, NAME, made.to(next(block.parameters())).eval())
     freeze(model)
+    model.save_pretrained = _refused
     return made
+
+
+def _refused(*_: Any, **__: Any) -> None:
+    """In the place of a model's own method, whose folder would be read without the bottleneck."""
+    raise UsageError(
+        "The folder that transformers writes would be read without the bottleneck.",
+        "Write it with sisa.approximate.models.save.",
+    )
 
 
 def freeze(module: nn.Module) -> None:

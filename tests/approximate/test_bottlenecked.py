@@ -82,6 +82,17 @@ def test_plain_transformers_refuses_the_folder(tmp_path: Path) -> None:
         subjects.save(subject, tmp_path / "plain")
 
 
+def test_the_way_past_saving_is_closed(tmp_path: Path) -> None:
+    subject = narrowed()
+    subjects.save(subject, tmp_path / "new")
+    loaded = models.load(tmp_path / "new")
+    merged = models.merged(models.with_lora(loaded, rank=2, alpha=4, seed=0))
+    for module in (subject.module, copy.deepcopy(subject.module), loaded.module, merged.module):
+        with pytest.raises(UsageError, match=r"Write it with sisa\.approximate\.models\.save"):
+            module.save_pretrained(tmp_path / "past")
+    assert not (tmp_path / "past").exists()
+
+
 def test_a_damaged_folder_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     subjects.save(narrowed(), folder)
