@@ -18,6 +18,7 @@ GRIDS: Mapping[str, tuple[str, ...]] = {
     "prune": ("share=0.005", "share=0.02", "share=0.08"),
     "reset": ("share=0.005", "share=0.02", "share=0.08"),
     "partial-amnesiac": ("share=0.01", "share=0.03", "share=0.1"),
+    "code-ablation": ("ratio=1.5", "ratio=2", "ratio=3"),
     "newton": ("damping=0.01", "damping=0.1", "damping=1"),
     "mix": ("utility=0.8", "utility=0.9", "utility=0.95"),
 }

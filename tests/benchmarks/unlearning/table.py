@@ -20,6 +20,10 @@ COLUMNS: Mapping[str, str] = {
     "forget": "the same of the forget items",
     "log10": "logarithm of the geometric mean of the same, which tells too much from too little",
     "ES": "mean extraction strength of the forget items: what share greedy decoding completes",
+    "says": "ROUGE-L (F1) of what the model says by itself after the question, or after the first "
+    "half of the passage, with what follows in truth; mean over the forget items",
+    "PrivLeak": "leakage of MUSE in percent: area of Min-K at 40 % against that of the retrain; "
+    "below 0 the forget items are still known, above 0 they stand out as unknown",
     "TPR": "forget items told from never seen ones at 1 % false positives, by the best of the "
     "membership attacks, in whichever direction tells more, and which attack that is; the figure "
     "of `retrain` is by how much the subjects differ anyway",
@@ -51,6 +55,8 @@ def _cells(line: Line) -> list[str]:
         f"{said.forget:.3f}",
         f"{geometric(said.each):.1f}",
         f"{said.extraction:.2f}",
+        _of(line, "continuation", "f1", "after", digits=2),
+        _of(line, "membership", "privacy_leakage", digits=0),
         _worst(line.evidence["membership"]),
         _recovered(line, "relearning", "recovery"),
         _recovered(line, "quantisation", "bits", "4"),
@@ -58,6 +64,14 @@ def _cells(line: Line) -> list[str]:
         f"{line.chosen['peak_bytes'] / 2**20:.0f}",
         line.chosen["settings"][0] if len(line.trials) > 1 else "",
     ]
+
+
+def _of(line: Line, part: str, *path: str, digits: int) -> str:
+    """A number of the evidence."""
+    found = line.evidence[part]
+    for key in path:
+        found = "-" if isinstance(found, str) else found[key]
+    return "-" if isinstance(found, str) else f"{found:.{digits}f}"
 
 
 def _worst(membership: Any) -> str:

@@ -205,7 +205,8 @@ def _baseline(made: Trained, name: str, folder: Path) -> dict[str, Any]:
 
 def _attacked(made: Trained, folder: Path) -> dict[str, Any]:
     base, retrained = models.load(made.base), models.load(made.retrain)
-    asked = Asked(_items(made, "forget", base), None, _items(made, "holdout", base))
+    forget = _items(made, "forget", base)
+    asked = Asked(forget, None, _items(made, "holdout", base), continued=forget)
     begun = Examination.begin(base, asked, ATTACKS, retrained)
     evidence, lacking = begun.end(models.load(folder))
     return {"evidence": evidence.model_dump(mode="json"), "lacking": lacking}

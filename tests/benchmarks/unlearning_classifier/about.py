@@ -130,6 +130,9 @@ def _tried() -> list[str]:
         f"[approximate.md](approximate.md), but for {fixed}.",
         f"`mix` mixes the base with the model of `{mixed}` at",
         f"{', '.join(f'{n} {v:g}' for n, v in how.items())}. Wrong labels are drawn by the seed.",
+        "`code-ablation` gets a bottleneck behind the hidden layer, fitted to all records with",
+        f"{', '.join(f'{n} {v:g}' for n, v in grid.BOTTLENECK.items())}; the seconds of the fit",
+        "are counted.",
         "SSD refuses its authors' alpha of 10 where the forget set is a tenth of all data.",
     ]
 

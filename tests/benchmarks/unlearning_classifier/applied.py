@@ -9,13 +9,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sisa.approximate import classifier_folder, editing, inputs, loop
+from sisa.approximate.bottlenecked import NAME
 from sisa.approximate.declaration import Method, Setting
+from sisa.approximate.edits.bottlenecks import narrow_by_child
+from sisa.approximate.edits.fitted import Fit, fit
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import Classifier
 from sisa.approximate.reference import Live
 from sisa.approximate.rewind import Epochs, rewind
-from unlearning_classifier.grid import HOW, MIXED, REWOUND
+from unlearning_classifier.grid import BOTTLENECK, HOW, MIXED, REWOUND
 from unlearning_classifier.images import CLASSES, Sides
 from unlearning_classifier.training import Model, start
 
@@ -94,5 +99,16 @@ def _edited(
         files["original"] = scratch
         if mixes:  # what it is mixed with is another method's model
             notes = change(model, *MIXED, sides)
+    if method.name == "code-ablation":
+        _narrow(model, sides, how.seed)
     done = editing.run(model.subject, method, sides.forget, sides.retain, files, how)
     return (*notes, *done.notes)
+
+
+def _narrow(model: Model, sides: Sides, seed: int) -> None:
+    """Put a bottleneck behind the hidden layer, fitted to it; the model says what it said."""
+    module = model.subject.module
+    known = (sides.forget + sides.retain).inputs
+    with torch.no_grad():
+        hidden = module[:2](known)
+    narrow_by_child(module[1], NAME, fit(hidden, Fit(**BOTTLENECK, seed=seed)))

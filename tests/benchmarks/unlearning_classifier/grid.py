@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import common
 
@@ -35,6 +36,7 @@ GRIDS: Mapping[str, tuple[str, Sequence[Setting]]] = {
     "partial-optimisation": ("lr", (0.003, 0.01, 0.02, 0.05, 0.25)),
     "mix": ("utility", (0.8, 0.9, 0.95, 0.98, 0.99)),
     "newton": ("damping", (0.001, 0.003, 0.01, 0.1, 1.0)),
+    "code-ablation": ("ratio", (1.2, 1.5, 2.0, 3.0, 5.0)),
 }
 """What is tried of edits instead of a rate of AdamW."""
 
@@ -46,6 +48,9 @@ FIXED: Mapping[str, Mapping[str, Setting]] = {
 }
 """Settings that a label alone, a small model or the budget asks for; others are the defaults."""
 
+BOTTLENECK: Mapping[str, Any] = {"codes": 512, "strongest": 4, "epochs": 20, "lr": 3e-3}
+"""What is fitted to the hidden layer of a model for `code-ablation`, as language models get one."""
+
 ONE = ("amnesiac",)
 """Methods with nothing to vary: one try."""
 
@@ -56,7 +61,6 @@ LEFT_OUT: Mapping[str, str] = {
     "eul": f"needs {NEEDS['adapter']}",
     "fuse": "is for language models",
     "drop-adapter": "is for language models",
-    "code-ablation": "needs a model that was trained with a bottleneck",
 }
 """Methods that do not apply to this classifier, and why."""
 
