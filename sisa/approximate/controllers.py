@@ -201,19 +201,26 @@ class PerItemStop(Controller):
 
 @dataclass(frozen=True)
 class Alternating(Controller):
-    """Train on the forget set alone, then on the retain set alone, in each of the first epochs.
+    """Train on one set alone, then on the other alone, in each epoch or in the first ones.
 
-    SCRUB's schedule (Kurmanji et al., NeurIPS 2023, arXiv:2302.09880): later epochs only retain.
+    SCRUB (Kurmanji et al., NeurIPS 2023, arXiv:2302.09880) begins with the forget set, and later
+    epochs only retain; EUL (Chen and Yang, EMNLP 2023, arXiv:2310.20150) begins with the retain
+    set.
 
     Attributes:
-        msteps: Epochs with a pass over the forget set.
+        msteps: Epochs with a pass over the forget set; None for all.
+        first: The set that an epoch begins with.
     """
 
-    msteps: int = 3
+    msteps: int | None = 3
+    first: Side = "forget"
 
     def sides(self, state: State, epoch: int) -> tuple[tuple[Side, ...], ...]:
         """Name the passes of an epoch."""
-        return (("forget",), ("retain",)) if epoch < self.msteps else (("retain",),)
+        if self.msteps is not None and epoch >= self.msteps:
+            return (("retain",),)
+        both: tuple[tuple[Side, ...], ...] = (("forget",), ("retain",))
+        return both if self.first == "forget" else both[::-1]
 
 
 @dataclass(frozen=True)

@@ -145,10 +145,12 @@ def _eul(kl: float = 0.8, ce: float = 1.0, language: float = 0.2) -> Parts:
     return Parts(
         (_kl(-1.0, "forget"), Term(nll, weighted(everywhere), language)),
         (_kl(kl), _ce(ce)),
+        Alternating(None, "retain"),
     )
 
 
 _RETAIN = "one pass over as many retained items"
+_WHOLE = "a pass over all retained items each epoch"
 _ONCE = "one pass of the reference, once"
 _TOFU = "Maini et al., COLM 2024, arXiv:2401.06121"
 _CONTROL = "Wang et al., ICLR 2025, arXiv:2406.09179"
@@ -252,7 +254,7 @@ OBJECTIVES = (
     objective(
         "scrub",
         _scrub,
-        cost=f"a pass over all retained items each epoch; {_ONCE}",
+        cost=f"{_WHOLE}; {_ONCE}",
         source="Kurmanji et al., NeurIPS 2023, arXiv:2302.09880",
         lr=5e-4,
         epochs=10,
@@ -269,8 +271,8 @@ OBJECTIVES = (
         "eul",
         _eul,
         also=("adapter",),
-        cost=f"{_RETAIN}; {_ONCE}; gradients of adapter layers only",
-        source="Chen and Yang, EMNLP 2023, arXiv:2310.20150; both sides in each step",
+        cost=f"{_WHOLE}; {_ONCE}; gradients of adapter layers only",
+        source="Chen and Yang, EMNLP 2023, arXiv:2310.20150",
         lr=5e-5,
     ),
 )

@@ -116,6 +116,11 @@ def test_phases_alternate_at_first() -> None:
     assert passes == [(("forget",), ("retain",)), (("forget",), ("retain",)), (("retain",),)]
 
 
+def test_phases_alternate_to_the_end_and_begin_with_either() -> None:
+    eul = Alternating(None, "retain")
+    assert {eul.sides({}, epoch) for epoch in (0, 1, 99)} == {(("retain",), ("forget",))}
+
+
 @pytest.mark.parametrize(("low", "told"), [(0.49, "0.49"), (math.nan, "nan")])
 def test_the_run_ends_below_the_floor(low: float, told: str) -> None:
     floor = UtilityFloor(0.5)

@@ -130,6 +130,7 @@ def test_eul_leaves_its_teacher_only_where_it_forgets() -> None:
     assert total(method.forget, LOGITS, LABELS).item() == pytest.approx(forgotten, rel=1e-12)
     retained = 0.8 * kl(1) + 0.7 * ce()
     assert total(method.retain, LOGITS, LABELS).item() == pytest.approx(retained, rel=1e-12)
+    assert method.controller == Alternating(None, "retain")
 
 
 def test_label_flip_and_idk_learn_other_labels() -> None:

@@ -57,8 +57,8 @@ def _tried() -> list[str]:
     grids = "; ".join(f"`{name}`: {', '.join(each)}" for name, each in GRIDS.items())
     return [
         f"**Budget.** Each training passes {EPOCHS} times over the forget set, {ITEMS} items of",
-        f"each side a step, with a warm-up of {WARMUP} steps (`scrub`, by its design, passes over",
-        "the retain set too), and each method has",
+        f"each side a step, with a warm-up of {WARMUP} steps (`scrub` and `eul`, by their design,",
+        "pass over the retain set too), and each method has",
         f"{len(RATES)} trials: {', '.join(RATES)}; of edits without a learning rate {grids}. Of",
         "these the one counts that is nearest to the retrain (by KS; where that is equal, by the",
         f"mean log probability of the forget items) at {FLOOR:.0%} of the base's utility or more,",
