@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from sisa.results.base import Result
+from sisa.results.unlearned_text import MIB, columns, evidence, settings
 
 
 class MethodShown(Result):
@@ -111,6 +112,30 @@ class Unlearned(Result):
     warnings: tuple[str, ...]
     """What to know, a sentence each."""
 
+    def text(self) -> str:
+        """What was done, what was measured, and what to know."""
+        made = {
+            "exactness": "approximate; this is no erasure",
+            "method": f"{self.method}, {self.steps} steps" if self.steps else self.method,
+            "settings": settings(self.settings),
+            "to forget": f"{self.forget_items} items, {self.forget_positions} positions",
+            "to keep": f"{self.retain_items} items, {self.retain_positions} positions",
+            "model": self.out if self.status == "written" else f"{self.out}, once it is made",
+        }
+        if self.status == "written":
+            signed = f"signed by {self.key}" if self.key else "unsigned"
+            made |= {
+                "took": f"{self.seconds:.1f} s, {(self.peak_bytes or 0) / MIB:,.0f} MiB",
+                "stopped": self.stopped or "",
+                "statement": f"{self.statement}, {signed}",
+                "sha256": self.sha256 or "",
+                "run": self.run or "",
+            }
+        lines = [f"{self.status}", *(f"{n:>10}  {v}" for n, v in made.items() if v)]
+        if self.status == "written":
+            lines += [f"evidence: {self.verdict}", *(f"  {e}" for e in evidence(self.evidence))]
+        return "\n".join([*lines, *self.warnings]) + "\n"
+
 
 class AfterRequest(Result):
     """One request of a sequence, and what the model says after it."""
@@ -139,3 +164,20 @@ class UnlearnedInTurn(Result):
 
     requests: tuple[AfterRequest, ...]
     """The requests in their order; empty in a dry run."""
+
+    def text(self) -> str:
+        """A line a request: what is still known of it, of those before it, and of what is kept."""
+        head = f"{self.status}  {self.out}: approximate; this is no erasure\n"
+        if not self.requests:
+            return head
+        numbers = [f"forget {n}" for n in range(1, len(self.requests) + 1)]
+        rows = [["model", "steps", "seconds", "evidence", "keep", *numbers]]
+        for each in self.requests:
+            known = [f"{value:.3f}" for value in each.forgotten]
+            done = each.unlearned
+            kept = "-" if each.kept is None else f"{each.kept:.3f}"
+            row = [done.out, str(done.steps), f"{done.seconds:.1f}", done.verdict, kept, *known]
+            rows.append([*row, *[""] * (len(rows[0]) - len(row))])
+        warned = dict.fromkeys(text for each in self.requests for text in each.unlearned.warnings)
+        said = "Columns keep and forget are mean probabilities of items, after each request."
+        return head + "\n".join([*columns(rows), said, *warned]) + "\n"

@@ -126,3 +126,15 @@ def test_what_stands_beside_each_item_is_of_one_request(
     with pytest.raises(UsageError, match="of one request alone"):
         sequence.run(asked(shop, tmp_path, wrong=(parts[1],)), parts)
     assert not (tmp_path / "all").exists()
+
+
+def test_a_person_reads_what_is_still_known(
+    shop: Path, tmp_path: Path, parts: tuple[Path, Path]
+) -> None:
+    done = call(shop, tmp_path, parts, output="text")
+    table = json.loads((tmp_path / "all" / "sequence.json").read_text())
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[1][-4:] == ["forget", "1", "forget", "2"]
+    assert rows[2][-1] == f"{table[0]['forgotten'][0]:.3f}"
+    assert rows[3][-2:] == [f"{value:.3f}" for value in table[1]["forgotten"]]
+    assert rows[3][-3] == f"{table[1]['kept']:.3f}"

@@ -319,3 +319,26 @@ def test_only_parameters_of_a_name_are_trained(shop: Path, tmp_path: Path) -> No
     )
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert moved == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_person_reads_what_was_measured(shop: Path, tmp_path: Path) -> None:
+    words = ["--holdout", str(shop / "holdout.jsonl"), "--retrained", str(shop / "base")]
+    done = call(shop, tmp_path / "new", *SHORT, *words)
+    said = statement.read((tmp_path / "new" / statement.FILE).read_bytes()).predicate.evidence
+    assert "this is no erasure" in done.stdout and "evidence: evaluated" in done.stdout
+    lines = {line.strip().partition("  ")[0]: line.split() for line in done.stdout.splitlines()}
+    assert said.memorisation != "not evaluated" and said.membership != "not evaluated"
+    change = said.memorisation.probability
+    expected = [f"{change.before:.3f}", f"{change.after:.3f}"]
+    assert lines["forget items, probability"][-2:] == expected
+    assert lines["loss"] == ["loss", f"{said.membership.attacks['loss'].auc:.3f}", "-", "-"]
+    assert "not evaluated: truth" in lines
+    planned = call(shop, tmp_path / "two", *SHORT, "--dry-run")
+    assert planned.stdout.startswith("planned") and "evidence" not in lines_of(planned.stdout)
+    for text in (done.stdout, planned.stdout):
+        assert MARK not in text and max(len(line) for line in text.splitlines()) < 600
+
+
+def lines_of(text: str) -> set[str]:
+    """First words of lines."""
+    return {line.split()[0] for line in text.splitlines() if line.split()}
