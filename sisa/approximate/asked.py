@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from sisa.approximate.answers import CHUNK, ITEMS, statistics
-from sisa.approximate.batches import Batch, Items
+from sisa.approximate.batches import Batch, Examples, Items
 from sisa.approximate.metrics.statistics import RowStatistics
-from sisa.approximate.models import LanguageModel, Subject
+from sisa.approximate.models import Classifier, LanguageModel, Subject
 from sisa.approximate.similarity import continued
 from sisa.errors import SisaError
 
@@ -81,6 +84,7 @@ class Known:
         holdout: Of what no model ever saw.
         paraphrased: Of other right answers.
         wrong: Of wrong answers.
+        outputs: Of a classifier for the items to forget, [B, C] on the CPU.
         said: What it says by itself after each beginning, and what follows in truth; None where it
             was not asked, and why it could not say anything.
     """
@@ -90,6 +94,7 @@ class Known:
     holdout: RowStatistics | None = None
     paraphrased: RowStatistics | None = None
     wrong: tuple[RowStatistics, ...] = ()
+    outputs: Tensor | None = None
     said: tuple[tuple[str, str], ...] | str | None = None
 
     @classmethod
@@ -106,7 +111,20 @@ class Known:
 def known(subject: Subject, asked: Asked, together: int = ITEMS, chunk: int = CHUNK) -> Known:
     """Ask a model: one forward pass over all items, see `answers.statistics`, and continuations."""
     rows = Known.by(asked, lambda side: statistics(subject, side, together, chunk))
-    return replace(rows, said=_said(subject, asked.continued))
+    outputs = _outputs(subject, asked.forget, together)
+    return replace(rows, outputs=outputs, said=_said(subject, asked.continued))
+
+
+@torch.no_grad()
+def _outputs(subject: Subject, items: Batch, together: int) -> Tensor | None:
+    """What a classifier makes of examples, [B, C]."""
+    if not (isinstance(subject, Classifier) and isinstance(items, Examples)):
+        return None
+    parts = []
+    for at in range(0, len(items), together):
+        rows = subject.rows(items.select(range(at, min(at + together, len(items)))))
+        parts.append(rows.head(rows.hidden).cpu())
+    return torch.cat(parts)
 
 
 def _said(subject: Subject, items: Items | None) -> tuple[tuple[str, str], ...] | str | None:

@@ -84,6 +84,22 @@ class Continuation(Part):
     """Mean over items of ROUGE-L's F1, 0 to 1."""
 
 
+class Predictions(Part):
+    """How far a classifier's answers are from those of one that never saw the forget items.
+
+    Means over the forget items.
+    """
+
+    total_variation: Share
+    """Half the sum of absolute differences of probabilities."""
+
+    kl: Real
+    """Divergence of the model from the retrained one in nats."""
+
+    same: Share
+    """Share of items of which both say the same class."""
+
+
 class Oracle(Part):
     """Comparison with a model that never saw the forget items: an exact retrain."""
 
@@ -98,6 +114,9 @@ class Oracle(Part):
 
     p_value: Share
     """Forget quality: p-value of the two-sided test; near 1, nothing tells the two apart."""
+
+    predictions: Predictions | NotEvaluated
+    """Distance of all answers, of a classifier."""
 
 
 class Truth(Part):

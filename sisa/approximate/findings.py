@@ -12,17 +12,20 @@ from sisa.approximate.evidence import (
     Change,
     Continuation,
     Memorisation,
+    NotEvaluated,
     Oracle,
+    Predictions,
     Truth,
     Utility,
 )
 from sisa.approximate.metrics import memory, probability
+from sisa.approximate.metrics.classifier import prediction_distance
 from sisa.approximate.metrics.knowledge import rouge_scores
 from sisa.approximate.metrics.quality import forget_quality
 from sisa.approximate.metrics.scores import Figure, Scores
 from sisa.approximate.metrics.statistics import RowStatistics
 from sisa.approximate.rows import IGNORED
-from sisa.errors import IncompleteError
+from sisa.errors import ConfigurationError, IncompleteError
 
 
 def memorisation(before: RowStatistics, after: RowStatistics) -> Memorisation:
@@ -140,12 +143,15 @@ def oracle(after: Known, never: Known) -> Oracle:
         IncompleteError: There is one item or none.
     """
     _require_several(after.forget.items, "item to forget")
-    scores = (probability.probability(known.forget) for known in (after, never))
-    return _apart("probability", *scores)
+    now, clean = (probability.probability(known.forget) for known in (after, never))
+    return _apart("probability", now, clean, _predictions(after, never))
 
 
 def _apart(
-    statistic: Literal["probability", "truth ratio"], after: Scores, never: Scores
+    statistic: Literal["probability", "truth ratio"],
+    after: Scores,
+    never: Scores,
+    predictions: Predictions | NotEvaluated = NOT_EVALUATED,
 ) -> Oracle:
     found = forget_quality(after, never)
     if found.distance is None or found.p_value is None:
@@ -155,7 +161,34 @@ def _apart(
         statistic=statistic,
         distance=found.distance,
         p_value=found.p_value,
+        predictions=predictions,
     )
+
+
+def _predictions(after: Known, never: Known) -> Predictions | NotEvaluated:
+    if after.outputs is None or never.outputs is None:
+        return NOT_EVALUATED
+    if after.outputs.shape != never.outputs.shape:
+        raise ConfigurationError(
+            "The retrained model has another number of classes.", "Retrain the same model."
+        )
+    found = prediction_distance([(after.outputs, never.outputs)])
+    return Predictions(
+        total_variation=_value(found.total_variation),
+        kl=_value(found.kl),
+        same=_value(found.agreement),
+    )
+
+
+def _value(figure: Figure) -> float:
+    """A figure that is one.
+
+    Raises:
+        IncompleteError: It is none.
+    """
+    if figure.value is None:
+        raise IncompleteError("No item has a labelled position.")
+    return figure.value
 
 
 def _change(
@@ -171,9 +204,7 @@ def _changed(before: Figure, after: Figure) -> Change:
     Raises:
         IncompleteError: There is one that is none.
     """
-    if before.value is None or after.value is None:
-        raise IncompleteError("No item has a labelled position.")
-    return Change(before=before.value, after=after.value)
+    return Change(before=_value(before), after=_value(after))
 
 
 def _require_several(count: int, what: str) -> None:

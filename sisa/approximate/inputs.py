@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sisa.approximate.batches import Batch, Examples, read_texts
+from sisa.approximate.batches import Batch, Examples, Items, read_texts
 from sisa.approximate.classifier_folder import FolderClassifier
 from sisa.approximate.edits.partial import flipped
 from sisa.approximate.examples import read_examples
@@ -111,7 +112,40 @@ def check(forget: Batch, others: Mapping[str, Batch]) -> tuple[str, ...]:
     warnings = []
     if len(forget) == 1:
         warnings.append("There is one item to forget: statistics over one item mean nothing.")
+    if twice := len(forget) - len(digests):
+        warnings.append(f"{twice} items of the forget file repeat others of it.")
     for name, items in {"forget": forget, **others}.items():
         if idle := sum(not n for n in items.counts()):
             warnings.append(f"{idle} items of the {name} file have no labelled position.")
     return tuple(warnings)
+
+
+def alike(forget: Batch, others: Mapping[str, Batch], subject: Subject) -> tuple[str, ...]:
+    """Warn of texts to forget that are elsewhere in other spacing or case: they would be kept.
+
+    Args:
+        forget: The items to forget.
+        others: As for `check`.
+        subject: With the tokenizer of the items; without one nothing is compared.
+    """
+    if not isinstance(subject, LanguageModel) or subject.tokenizer is None:
+        return ()
+    sought = set(_spelled(forget, subject.tokenizer))
+    found = {
+        name: sum(text in sought for text in _spelled(others[name], subject.tokenizer))
+        for name in ("retain", "holdout")
+        if name in others
+    }
+    return tuple(
+        f"{count} items of the {name} file are to be forgotten in other spacing or case."
+        for name, count in found.items()
+        if count
+    )
+
+
+def _spelled(items: Batch, tokenizer: Any) -> Iterator[str]:
+    """Texts of items, whatever their spacing and case."""
+    assert isinstance(items, Items)
+    for tokens in items.tokens:
+        text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        yield " ".join(text.split()).casefold()

@@ -125,7 +125,7 @@ def look(request: Request) -> Plan:
     found = {name: read(path, name, request, subject, chosen.own) for name, path in paths.items()}
     items = {name: own for name, (own, _) in found.items()}
     forget = items.pop("forget")
-    warnings = inputs.check(forget, items)
+    warnings = (*inputs.check(forget, items), *inputs.alike(forget, items, subject))
     if (
         "alternatives" in chosen.method.needs
         and isinstance(forget, Examples)
@@ -142,7 +142,7 @@ def look(request: Request) -> Plan:
         items,
         {name: said for name, (_, said) in found.items()},
         {name: statement.base(folder) for name, folder in folders.items()},
-        _brought(request),
+        brought(request),
         warnings,
     )
 
@@ -160,7 +160,7 @@ def _there(request: Request) -> dict[str, Path]:
     return folders
 
 
-def _brought(request: Request) -> dict[str, Base]:
+def brought(request: Request) -> dict[str, Base]:
     """What the statement says of what edits read."""
     named: dict[str, Path] = {}
     for name, given in request.brought.items():
@@ -208,7 +208,12 @@ def _meet(chosen: Configured, request: Request) -> None:
     """Check that there is what a method of the loop needs, and what its settings do."""
     if chosen.own.rewind and request.holdout is None:
         raise ConfigurationError("Rewinding needs held-out items.", "Name a file with --holdout.")
-    if chosen.own.floor is not None and request.retain is None:
+    edits = chosen.method.kind == "edit"
+    if chosen.own.floor is not None and edits and not request.tries:
+        raise ConfigurationError(
+            "An edit has no epochs, and ends at no floor.", "Set floor for a --sweep alone."
+        )
+    if chosen.own.floor is not None and request.retain is None and not edits:
         raise ConfigurationError(
             "A floor of utility needs items to keep.", "Name a file with --retain."
         )
@@ -217,7 +222,7 @@ def _meet(chosen: Configured, request: Request) -> None:
     there["adapter"] = chosen.own.lora_rank > 0
     there["alternatives"] = request.alternatives is not None or classifier
     how = {"adapter": "Set lora_rank."} | {n: f"Name a file with --{n}." for n in FILES}
-    for need in chosen.method.needs if chosen.method.kind == "objective" else ():
+    for need in () if edits else chosen.method.needs:
         if not there.get(need):
             raise ConfigurationError(
                 f"{chosen.method.name} needs {NEEDS[need]}, and there is nothing of the kind.",

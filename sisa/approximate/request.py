@@ -151,7 +151,6 @@ OF_LOOPS = (
     "reference",
     "reference_top",
     "workers",
-    "floor",
     "rewind",
     "similarity",
 )

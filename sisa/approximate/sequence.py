@@ -17,9 +17,10 @@ from sisa.approximate import inputs, loop, statement, unlearn
 from sisa.approximate.batches import Batch
 from sisa.approximate.carry_out import Carrier
 from sisa.approximate.item_values import mean_probability
-from sisa.approximate.plan import Plan, loaded, look, read
-from sisa.approximate.request import Request, configured
+from sisa.approximate.plan import Plan, brought, loaded, look, read
+from sisa.approximate.request import FILES, Request, configured
 from sisa.approximate.settings import plain
+from sisa.approximate.statement import Approximation
 from sisa.errors import DataError, NotFoundError, UsageError
 from sisa.results import AfterRequest, Unlearned, UnlearnedInTurn
 
@@ -47,11 +48,16 @@ def run(
         several: As for `unlearn.run`.
 
     Raises:
-        UsageError: A folder of the sequence holds something else, or there is a file with one item
-            for each to forget.
+        UsageError: A folder of the sequence holds something else, or there is an update log, or a
+            file with one item for each to forget.
         DataError: An item is in two requests.
         SisaError: As for `unlearn.run`.
     """
+    if len(forget) > 1 and request.log is not None:
+        raise UsageError(
+            "A step that held items of two requests would be taken back twice.",
+            "Make each request by itself, and take its items out of the log with Log.remove.",
+        )
     if len(forget) > 1 and any(name.partition("/")[0] in inputs.ALIGNED for name in request.files):
         raise UsageError(
             "What stands beside each item to forget is of one request alone.",
@@ -118,16 +124,31 @@ def _kept(request: Request) -> Unlearned | None:
     if not file.is_file():
         return None
     stated = statement.read(file.read_bytes())
-    said, settings = stated.predicate, plain(configured(request).settings)
-    same = (
-        (request.tries > 0 or said.settings == settings)
-        and said.method == request.method
-        and said.base == statement.base(request.model)
-        and said.forget.digest == statement.file_digest(request.forget, request.digest_key)
-    )
-    if not same or statement.differences(stated, request.out):
+    if not _the_same(stated.predicate, request) or statement.differences(stated, request.out):
         raise UsageError(f"{request.out} is of another sequence.", "Name another folder.")
     return unlearn.document(request, stated)
+
+
+def _the_same(said: Approximation, request: Request) -> bool:
+    """Whether a statement is of this request, with all that it names."""
+    files = {"forget": request.forget, **request.files}
+    digests = {name: statement.file_digest(f, request.digest_key) for name, f in files.items()}
+    told = {name: getattr(said, name) for name in ("forget", *FILES)}
+    told |= {f"wrong/{number}": data for number, data in enumerate(said.wrong, 1)}
+    retrained = None if request.retrained is None else statement.base(request.retrained)
+    chosen = {text.partition("=")[0] for text in request.settings}
+    return (
+        all(
+            said.settings[name] == value
+            for name, value in plain(configured(request).settings).items()
+            if name in chosen or not request.tries
+        )
+        and said.method == request.method
+        and said.base == statement.base(request.model)
+        and digests == {name: data.digest for name, data in told.items() if data != "none"}
+        and (said.retrained if said.retrained != "none" else None) == retrained
+        and said.brought == brought(request)
+    )
 
 
 def _after(

@@ -31,6 +31,12 @@ from sisa.errors import ConfigurationError, IncompleteError, SisaError
 FILE = "sweep.json"
 """Name of the table of all tries in the folder of the model."""
 
+SHARES = ("share", "top", "fraction", "utility", "below")
+"""Settings that are at most 1."""
+
+PRECISION = ("tolerance", "epsilon")
+"""Settings that say how exactly something is computed, which is not searched for."""
+
 FLOOR = 0.9
 """Least utility that is accepted unless the request says otherwise, as a share of that before."""
 
@@ -166,19 +172,23 @@ def search(
 def space(plan: Plan) -> dict[str, Callable[[Any, str], float]]:
     """What is varied, and how: the learning rate, epochs, and the method's own positive numbers.
 
-    The learning rate over three decades about its default, epochs up to twice, others over two
-    decades. What the request sets stays as it is.
+    The learning rate over three decades about its default, epochs up to twice, a share up to 1,
+    others over two decades. The weight of the retain terms is not varied beside that of the forget
+    terms. What the request sets stays as it is.
 
     Raises:
-        ConfigurationError: Everything is set.
+        ConfigurationError: Everything is set, or there is nothing to set.
     """
     pinned = {text.partition("=")[0] for text in plan.request.settings}
     method, settings = plan.method, plan.chosen.settings
-    numbers = {n: v for n, v in method.defaults.items() if isinstance(v, float) and v > 0}
-    varied = {"lr": settings["lr"], "epochs": settings["epochs"], **numbers}
-    free = {name: value for name, value in varied.items() if name not in {*pinned, "alpha"}}
+    named = [n for n, v in method.defaults.items() if isinstance(v, float) and v > 0]
+    named += [name for name in ("lr", "epochs") if name in settings]
+    left = {*pinned, *PRECISION, *(("alpha",) if method.kind == "objective" else ())}
+    free = [name for name in dict.fromkeys(named) if name not in left]
     if not free:
-        raise ConfigurationError("All settings are set, so that there is none to search for.")
+        raise ConfigurationError(
+            f"{plan.method.name} has no setting left to search for.", "Leave out --sweep."
+        )
     return {name: _range(name, settings[name]) for name in free}
 
 
@@ -201,6 +211,8 @@ def _range(name: str, value: float) -> Callable[[Any, str], float]:
     if name == "epochs":
         return lambda trial, key: int(trial.suggest_int(key, 1, 2 * int(value)))
     low, high = (value / 10, value * 100) if name == "lr" else (value / 10, value * 10)
+    if name in SHARES:
+        high = min(high, 1.0)
     return lambda trial, key: float(trial.suggest_float(key, low, high, log=True))
 
 

@@ -64,6 +64,11 @@ def _compared(there: Mapping[str, Any]) -> Iterator[str]:
                 f"beside the retrained model, by {found['statistic']}: KS distance "
                 f"{_number(found['distance'])}, p-value {found['p_value']:.3g}"
             )
+            if isinstance(far := found["predictions"], Mapping):
+                yield (
+                    f"its answers: total variation {_number(far['total_variation'])}, KL "
+                    f"{_number(far['kl'])} nats, the same class for {100 * far['same']:.0f} %"
+                )
 
 
 def _membership(found: Mapping[str, Any]) -> Iterator[str]:

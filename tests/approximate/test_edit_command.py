@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sisa.approximate import inputs, loop, models, statement, subjects, unlearn
+from sisa.approximate import inputs, loop, models, statement, subjects, sweep, unlearn
 from sisa.approximate.batches import PROMPT
 from sisa.approximate.edits.mappings import of_module
 from sisa.approximate.edits.recorder import Recorder
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.plan import look
 from sisa.approximate.request import Request
 from sisa.cli import main
+from sisa.errors import ConfigurationError
 
 from .clouds import made_clouds
 from .language import llama
@@ -142,6 +145,7 @@ def test_a_dry_run_finds_what_is_not_there_and_changes_nothing(
         ("drop-adapter", [], 3, "needs adapter layers"),
         ("ssd", ["--set", "measure=guess"], 3, "measure"),
         ("ssd", ["--set", "share=0.1"], 3, "no setting share"),
+        ("ssd", ["--set", "floor=0.9"], 3, "ends at no floor"),
     ]
     for name, more, code, sentence in cases:
         done = CliRunner().invoke(main, ["unlearn", name, *words, *out, *more, "--dry-run"])
@@ -168,3 +172,31 @@ def test_methods_of_the_loop_run_on_a_classifier(
     assert unlearn.run(request).steps >= 2
     subject = subjects.load(tmp_path / "new")
     assert subjects.kind(subject) == "classifier"
+
+
+NOTHING_TO_SEARCH = ("amnesiac", "fuse", "drop-adapter")
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_search_varies_what_an_edit_has(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = look(replace(asked(name, folders, tmp_path / "new"), settings=()))
+    if name in NOTHING_TO_SEARCH:
+        with pytest.raises(ConfigurationError, match="no setting left to search for"):
+            sweep.space(plan)
+        return
+    found = sweep.space(plan)
+    assert found.keys() <= plan.method.defaults.keys()
+    assert ("alpha" in found) == ("alpha" in plan.method.defaults), "of an edit it is its own"
+    assert not found.keys() & {"tolerance", "epsilon"}
+
+
+def test_a_search_of_an_edit_writes_its_best(folders: dict[str, Path], tmp_path: Path) -> None:
+    request = replace(asked("prune", folders, tmp_path / "new"), settings=("floor=0.1",), tries=3)
+    request = replace(request, holdout=folders["shop"] / "holdout.jsonl")
+    unlearn.run(request)
+    said = statement.read((request.out / statement.FILE).read_bytes()).predicate
+    tried = json.loads((request.out / sweep.FILE).read_text())
+    assert said.settings["share"] in [each["settings"]["share"] for each in tried]
+    assert len(tried) == 3 and said.settings["share"] != 0.02

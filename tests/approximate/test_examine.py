@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,39 @@ def test_the_texts_of_a_tokenizer_are_compressed(shop: Path) -> None:
     assert {"zlib", "reference"} <= found.membership.attacks.keys()
     assert found.membership.attacks["loss"].auc == 1, "it knows the forget set by heart"
     assert found.membership.attacks["reference"].auc == 0.5
+
+
+def test_answers_of_a_classifier_are_compared_with_the_retrained_one() -> None:
+    torch.manual_seed(0)
+    models = [Classifier(torch.nn.Linear(4, 3)) for _ in range(2)]
+    found, _ = Examination.begin(models[0], Asked(examples(1)), ATTACKS, models[1]).end(models[0])
+    assert found.oracle != NOT_EVALUATED and found.oracle.predictions != NOT_EVALUATED
+    rows = []
+    for points in examples(1).inputs.tolist():
+        each = [
+            [
+                sum(w * x for w, x in zip(row, points, strict=True)) + b
+                for row, b in zip(m.module.weight.tolist(), m.module.bias.tolist(), strict=True)
+            ]
+            for m in models
+        ]
+        rows.append([[math.exp(v) / sum(map(math.exp, out)) for v in out] for out in each])
+    expected = [
+        (
+            sum(abs(p - q) for p, q in zip(now, never, strict=True)) / 2,
+            sum(q * math.log(q / p) for p, q in zip(now, never, strict=True)),
+            now.index(max(now)) == never.index(max(never)),
+        )
+        for now, never in rows
+    ]
+    far = found.oracle.predictions
+    columns = zip(*expected, strict=True)
+    for value, own in zip((far.total_variation, far.kl, far.same), columns, strict=True):
+        assert value == pytest.approx(sum(own) / len(own), rel=1e-5)
+    assert 0 < far.same < 1 and far.kl > 0
+
+    narrow = Classifier(torch.nn.Linear(4, 2))
+    two = replace(examples(1), labels=examples(1).labels % 2)
+    begun = Examination.begin(models[0], Asked(two), ATTACKS, narrow)
+    other, lacking = begun.end(models[0])
+    assert other.oracle == NOT_EVALUATED and "another number of classes" in " ".join(lacking)

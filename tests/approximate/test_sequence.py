@@ -41,12 +41,14 @@ def asked(shop: Path, tmp_path: Path, **changes: Any) -> Request:
     return replace(plain, **changes)
 
 
-def call(shop: Path, tmp_path: Path, parts: Sequence[Path], *words: str) -> Result:
+def call(
+    shop: Path, tmp_path: Path, parts: Sequence[Path], *words: str, output: str = "json"
+) -> Result:
     given = ["unlearn", "sequence", "npo", "--model", str(shop / "base")]
     given += ["--retain", str(shop / "retain.jsonl"), "--out", str(tmp_path / "all")]
     given += [word for part in parts for word in ("--forget", str(part))]
     given += [word for text in SETTINGS for word in ("--set", text)]
-    return CliRunner().invoke(main, [*given, "--no-evidence", "--output", "json", *words])
+    return CliRunner().invoke(main, [*given, "--no-evidence", "--output", output, *words])
 
 
 def test_each_request_starts_where_the_one_before_ended(
@@ -93,6 +95,11 @@ def test_another_sequence_is_not_taken_for_it(
         sequence.run(other, parts[:1])
     with pytest.raises(UsageError, match="another sequence"):
         sequence.run(asked(shop, tmp_path), parts[1:])
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text((shop / "retain.jsonl").read_text().partition("\n")[2])
+    with pytest.raises(UsageError, match="another sequence"):
+        sequence.run(asked(shop, tmp_path, retain=kept), parts[:1])
+    assert len(sequence.run(asked(shop, tmp_path), parts[:1]).requests) == 1
 
 
 def test_an_adapter_is_trained_on(shop: Path, tmp_path: Path, parts: tuple[Path, Path]) -> None:
@@ -120,6 +127,15 @@ def test_a_dry_run_changes_nothing(shop: Path, tmp_path: Path, parts: tuple[Path
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_step_of_two_requests_is_not_taken_back_twice(
+    shop: Path, tmp_path: Path, parts: tuple[Path, Path]
+) -> None:
+    request = asked(shop, tmp_path, method="amnesiac", log=tmp_path / "log", settings=())
+    with pytest.raises(UsageError, match="taken back twice"):
+        sequence.run(request, parts)
+    assert not (tmp_path / "all").exists()
+
+
 def test_what_stands_beside_each_item_is_of_one_request(
     shop: Path, tmp_path: Path, parts: tuple[Path, Path]
 ) -> None:
@@ -131,7 +147,7 @@ def test_what_stands_beside_each_item_is_of_one_request(
 def test_a_person_reads_what_is_still_known(
     shop: Path, tmp_path: Path, parts: tuple[Path, Path]
 ) -> None:
-    done = call(shop, tmp_path, parts, output="text")
+    done = call(shop, tmp_path, parts, "--yes", output="text")
     table = json.loads((tmp_path / "all" / "sequence.json").read_text())
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[1][-4:] == ["forget", "1", "forget", "2"]

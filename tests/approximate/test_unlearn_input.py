@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,7 +223,7 @@ def test_several_workers_need_who_carries_it_out(shop: Path, tmp_path: Path) -> 
 
 
 def test_an_edit_heeds_no_setting_of_an_optimizer(shop: Path, tmp_path: Path) -> None:
-    for setting in ("lr=1", "epochs=3", "lora_rank=2", "workers=2", "floor=0.5"):
+    for setting in ("lr=1", "epochs=3", "lora_rank=2", "workers=2"):
         with pytest.raises(ConfigurationError, match="There is no setting"):
             unlearn.run(asked(shop, tmp_path / "new", setting, method="prune"))
 
@@ -243,3 +244,16 @@ def test_an_edit_that_fails_leaves_nothing(shop: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         unlearn.run(asked(shop, tmp_path / "new", "alpha=1000", method="ssd"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_nearly_the_same_is_warned_about(shop: Path, tmp_path: Path) -> None:
+    forget, again = [qa(i) for i in range(3)], {**qa(1), "answer": f"  {qa(1)['answer']} "}
+    retain = write(tmp_path / "r.jsonl", [again, *(qa(i) for i in range(6, 12))])
+    file = write(tmp_path / "f.jsonl", [*forget, qa(0)])
+    words = ["--forget", str(file), "--retain", str(retain), "--dry-run", "--output", "json"]
+    done = call(shop, tmp_path / "new", *words)
+    assert json.loads(done.stdout)["warnings"] == [
+        "1 items of the forget file repeat others of it.",
+        "1 items of the retain file are to be forgotten in other spacing or case.",
+    ]
+    assert MARK not in done.output

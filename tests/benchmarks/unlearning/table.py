@@ -15,6 +15,8 @@ COLUMNS: Mapping[str, str] = {
     "those under the exact retrain; 0 is like it, 1 is apart from it",
     "log10 p": "forget quality: logarithm of the p-value of that test (two-sided, exact); 0 is the "
     "best there is, and under -1.3 the two are told apart at 5 %",
+    "KS TR": "the same distance for truth ratios (the answer of another subject against the right "
+    "one), which is TOFU's forget quality; its largest value is 1 as well",
     "utility": "mean probability, exp(-mean negative log likelihood of an item's labels), of "
     f"{MOST} of the retained items",
     "forget": "the same of the forget items",
@@ -51,6 +53,7 @@ def _cells(line: Line) -> list[str]:
         line.name,
         f"{said.distance:.2f}",
         f"{log_p(said.p_value):.1f}",
+        _of(line, "truth", "oracle", "distance", digits=2),
         f"{said.utility:.3f}",
         f"{said.forget:.3f}",
         f"{geometric(said.each):.1f}",

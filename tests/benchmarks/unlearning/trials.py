@@ -206,7 +206,8 @@ def _baseline(made: Trained, name: str, folder: Path) -> dict[str, Any]:
 def _attacked(made: Trained, folder: Path) -> dict[str, Any]:
     base, retrained = models.load(made.base), models.load(made.retrain)
     forget = _items(made, "forget", base)
-    asked = Asked(forget, None, _items(made, "holdout", base), continued=forget)
+    wrong = (_items(made, "wrong", base),)
+    asked = Asked(forget, None, _items(made, "holdout", base), wrong=wrong, continued=forget)
     begun = Examination.begin(base, asked, ATTACKS, retrained)
     evidence, lacking = begun.end(models.load(folder))
     return {"evidence": evidence.model_dump(mode="json"), "lacking": lacking}
