@@ -63,9 +63,10 @@ class Asked:
             None if side is None else side.select(_some(side, most)) for side in (retain, holdout)
         )
         own = _some(forget, most)
-        begun = forget.select(_some(forget, continued)) if continued else None
+        some = forget.select(own)
+        begun = some.select(_some(some, continued)) if continued else None
         return cls(
-            forget.select(own),
+            some,
             kept,
             never,
             None if paraphrased is None else paraphrased.select(own),

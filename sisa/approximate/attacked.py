@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,8 @@ def relearning(subject: Subject, forget: Batch, before: RowStatistics, how: Atta
         ConfigurationError: It came to no finite loss at any rate.
     """
     learned, asked = (part.tolist() for part in relearn.split(len(forget), 0.5, how.seed))
+    if len(asked) < 2:
+        raise IncompleteError("Relearning leaves one item to ask about, and a mean of one is none.")
     kept, base = forget.select(asked), mean_probability(of_some(before, asked))
     batches = [forget.select(learned[i : i + how.items]) for i in range(0, len(learned), how.items)]
     best: relearn.Relearned | None = None
@@ -227,7 +230,8 @@ def _whole(subject: Subject) -> Subject:
 
 
 def _scores(subject: Subject, seen: Seen, how: Attacks) -> dict[str, scored.Array]:
-    gradients = gradient_norms(_losses(subject, seen.items, how.chunk), _trained(subject))
+    with _every(subject) as parameters:
+        gradients = gradient_norms(_losses(subject, seen.items, how.chunk), parameters)
     sizes = _sizes(subject, seen.items)
     return scored.scores(Observed(seen.rows, sizes, seen.reference, gradients))
 
@@ -281,8 +285,18 @@ def _loss(subject: Subject, batch: Any, chunk: int) -> Tensor:
     return row_values(subject.rows(batch), [nll], None, chunk).mean()
 
 
-def _trained(subject: Subject) -> Sequence[Tensor]:
-    return [*subject.trainable().values()]
+@contextmanager
+def _every(subject: Subject) -> Iterator[Sequence[Tensor]]:
+    """All parameters, each with a gradient: an attacker need not leave any frozen."""
+    found = [p for p in subject.module.parameters() if p.is_floating_point()]
+    frozen = [p for p in found if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield found
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _probability(subject: Subject, items: Batch, how: Attacks) -> float:

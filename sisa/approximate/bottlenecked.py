@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -25,6 +25,9 @@ NAME = "bottleneck"
 
 MODEL_TYPE = "sisa-bottleneck"
 CONFIG, WEIGHTS = "config.json", "bottlenecked.safetensors"
+
+AROUND = "The weights around the bottleneck are as they were: whoever takes it out has all back."
+"""What is to be known of every model with one."""
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -45,6 +48,12 @@ class About(BaseModel):
     layer: Count
     codes: Count
     strongest: Count
+
+    @model_validator(mode="after")
+    def _fits(self) -> About:
+        if self.strongest > self.codes:
+            raise ValueError("a position cannot use more codes than there are")
+        return self
 
 
 def blocks(model: Any) -> nn.ModuleList:
@@ -113,6 +122,15 @@ def of(module: nn.Module) -> tuple[str, ResidualBottleneck] | None:
     """A model's bottleneck with its name in it, or None; adapters do not matter."""
     found = ((n, m) for n, m in module.named_modules() if isinstance(m, ResidualBottleneck))
     return next(found, None)
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same bottleneck, what was removed included, or both none."""
+    found = [of(model) for model in (one, other)]
+    states = [{} if each is None else each[1].state_dict() for each in found]
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(value, states[1][name].to(value)) for name, value in states[0].items()
+    )
 
 
 def described(model: Any) -> About | None:

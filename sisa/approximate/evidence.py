@@ -68,7 +68,8 @@ class Utility(Part):
 class Continuation(Part):
     """What the model says by itself when it goes on from the beginning of forget items, greedily.
 
-    VerbMem and KnowMem of MUSE (Shi et al., 2024, arXiv:2407.06460) are the mean of `f1`.
+    After VerbMem and KnowMem of MUSE (Shi et al., 2024, arXiv:2407.06460), which are means of `f1`;
+    theirs ask with examples, and let an answer be longer than the true one.
     """
 
     items: Several

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from sisa.approximate import attacked
 from sisa.approximate.asked import Asked, Known, known
 from sisa.approximate.attacked import Attacks, Seen
@@ -53,23 +55,10 @@ class Examination:
         Raises:
             SisaError: One of them has collapsed already.
         """
-        before = known(subject, asked, attacks.items, attacks.chunk)
-        return cls.of(asked, before, attacks, retrained)
-
-    @classmethod
-    def of(
-        cls, asked: Asked, before: Known, attacks: Attacks, retrained: Subject | None
-    ) -> Examination:
-        """Take what the model said before, and ask the retrained one.
-
-        Raises:
-            SisaError: It has collapsed.
-        """
-        never = None
+        sizes, never = (attacks.items, attacks.chunk), None
         if retrained is not None:
-            rows = replace(asked, continued=None)
-            never = known(retrained, rows, attacks.items, attacks.chunk)
-        return cls(asked, before, attacks, never)
+            never = known(retrained, replace(asked, continued=None), *sizes)
+        return cls(asked, known(subject, asked, *sizes), attacks, never)
 
     def end(self, subject: Subject, after: Known | None = None) -> tuple[Evidence, tuple[str, ...]]:
         """Measure all that can be measured of the model as it is now; it is not changed.
@@ -90,8 +79,11 @@ class Examination:
             try:
                 return measure()
             except SisaError as error:
-                lacking.append(f"{name} was not evaluated. {error.message}")
-                return NOT_EVALUATED
+                why = error.message
+            except ValidationError:
+                why = "A figure of it is out of its range."
+            lacking.append(f"{name} was not evaluated. {why}")
+            return NOT_EVALUATED
 
         said = part("Anything", lambda: self._known(subject)) if after is None else after
         if isinstance(said, str):

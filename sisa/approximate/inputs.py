@@ -14,6 +14,7 @@ from sisa.approximate.classifier_folder import FolderClassifier
 from sisa.approximate.edits.partial import flipped
 from sisa.approximate.examples import read_examples
 from sisa.approximate.models import LanguageModel, Subject
+from sisa.approximate.rows import IGNORED
 from sisa.errors import ConfigurationError, DataError
 
 
@@ -102,6 +103,11 @@ def check(forget: Batch, others: Mapping[str, Batch]) -> tuple[str, ...]:
                 f"There are {len(forget)} items to forget and {len(items)} in the {name} file.",
                 "Give one for each, in the same order.",
             )
+        if name.partition("/")[0] in ALIGNED and (odd := _elsewhere(forget, items)):
+            raise DataError(
+                f"{odd} items of the {name} file ask something else than those to forget.",
+                "Give one for each, in the same order.",
+            )
     if "retain" in others and "holdout" in others:
         both = len(set(others["retain"].digests()) & set(others["holdout"].digests()))
         if both:
@@ -118,6 +124,16 @@ def check(forget: Batch, others: Mapping[str, Batch]) -> tuple[str, ...]:
         if idle := sum(not n for n in items.counts()):
             warnings.append(f"{idle} items of the {name} file have no labelled position.")
     return tuple(warnings)
+
+
+def _elsewhere(forget: Batch, other: Batch) -> int:
+    """How many items have another question, or are another example, than that in their place."""
+    if isinstance(forget, Examples) and isinstance(other, Examples):
+        return int((forget.inputs != other.inputs).flatten(1).any(1).sum())
+    assert isinstance(forget, Items) and isinstance(other, Items)
+    sides = (zip(i.tokens, i.labels, strict=True) for i in (forget, other))
+    asked = ([tokens[labels == IGNORED] for tokens, labels in side] for side in sides)
+    return sum(not torch.equal(one, two) for one, two in zip(*asked, strict=True))
 
 
 def alike(forget: Batch, others: Mapping[str, Batch], subject: Subject) -> tuple[str, ...]:

@@ -317,6 +317,11 @@ class _Run:
         sides = {side: value for side, value in found.items() if value is not None}
         loss = sum(self._factor(side, weights) * value for side, value in sides.items())
         parameters = self._parameters.values()
+        if all(p.grad is None for p in parameters):
+            raise ConfigurationError(
+                f"No parameter that is trained has a gradient of {self._method.name}.",
+                "Set trained to names that it reaches.",
+            )
         found_norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm)
         norm = float(whole(found_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -74,11 +74,14 @@ class Plan:
     @property
     def identity(self) -> str:
         """Digest of all that decides what comes out."""
+        searched = self.request.tries > 0  # then what is aimed at decides too
         data = {
             name: said.digest
             for name, said in self.data.items()
-            if name.partition("/")[0] not in FOR_EVIDENCE
+            if searched or name.partition("/")[0] not in FOR_EVIDENCE
         }
+        if searched and "retrained" in self.bases:
+            data["retrained"] = self.bases["retrained"].digest
         named = {
             "method": self.method.name,
             "base": self.bases["base"].digest,
@@ -121,6 +124,8 @@ def look(request: Request) -> Plan:
     if chosen.method.kind == "edit":
         editing.require(chosen.method, subject, request.retain is not None, request.brought)
     retrained = None if request.retrained is None else loaded(request.retrained, chosen.own)
+    if retrained is not None:
+        _comparable(subject, retrained)
     paths = {"forget": request.forget, **request.files}
     found = {name: read(path, name, request, subject, chosen.own) for name, path in paths.items()}
     items = {name: own for name, (own, _) in found.items()}
@@ -145,6 +150,26 @@ def look(request: Request) -> Plan:
         brought(request),
         warnings,
     )
+
+
+def _comparable(subject: Subject, retrained: Subject) -> None:
+    """Check that a retrained model answers what the model answers.
+
+    Raises:
+        ConfigurationError: It is of another kind, or has other tokens or classes.
+    """
+    sizes = [
+        each.module.get_output_embeddings().weight.shape[0]
+        if isinstance(each, LanguageModel)
+        else each.about.classes
+        for each in (subject, retrained)
+        if isinstance(each, LanguageModel | FolderClassifier)
+    ]
+    if subjects.kind(subject) != subjects.kind(retrained) or len({*sizes}) > 1:
+        raise ConfigurationError(
+            "The retrained model is of another kind, or has other tokens or classes.",
+            "Retrain a model of the same build.",
+        )
 
 
 def _there(request: Request) -> dict[str, Path]:
@@ -209,6 +234,10 @@ def _meet(chosen: Configured, request: Request) -> None:
     if chosen.own.rewind and request.holdout is None:
         raise ConfigurationError("Rewinding needs held-out items.", "Name a file with --holdout.")
     edits = chosen.method.kind == "edit"
+    if request.paraphrased is not None and not request.wrong:
+        raise ConfigurationError(
+            "Paraphrases are asked beside wrong answers.", "Name a file with --wrong."
+        )
     if chosen.own.floor is not None and edits and not request.tries:
         raise ConfigurationError(
             "An edit has no epochs, and ends at no floor.", "Set floor for a --sweep alone."

@@ -18,7 +18,7 @@ from sisa.approximate.batches import Batch
 from sisa.approximate.carry_out import Carrier
 from sisa.approximate.item_values import mean_probability
 from sisa.approximate.plan import Plan, brought, loaded, look, read
-from sisa.approximate.request import FILES, Request, configured
+from sisa.approximate.request import FILES, OF_EVIDENCE, Request, configured
 from sisa.approximate.settings import plain
 from sisa.approximate.statement import Approximation
 from sisa.errors import DataError, NotFoundError, UsageError
@@ -141,7 +141,7 @@ def _the_same(said: Approximation, request: Request) -> bool:
         all(
             said.settings[name] == value
             for name, value in plain(configured(request).settings).items()
-            if name in chosen or not request.tries
+            if name not in OF_EVIDENCE and (name in chosen or not request.tries)
         )
         and said.method == request.method
         and said.base == statement.base(request.model)

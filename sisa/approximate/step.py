@@ -189,7 +189,8 @@ class Pass:
                 assert target is not None
                 parts.append(term.loss(now.hidden, now.item, now.items, target))
             loss = counts * share * torch.stack(parts).sum()
-            (factor * loss).backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:
+                (factor * loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().cpu()
         return float(self.team.sum(total))
 

@@ -19,6 +19,7 @@ import torch
 from data_index.requests import iso
 from sisa import __version__, determinism, tracking
 from sisa.approximate import (
+    bottlenecked,
     loop,
     mirror,
     model_folder,
@@ -26,7 +27,7 @@ from sisa.approximate import (
     subjects,
     sweep,
 )
-from sisa.approximate.asked import known
+from sisa.approximate.asked import Known, known
 from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import Items
 from sisa.approximate.carry_out import Carried, Carrier, asked, carried_out
@@ -83,9 +84,10 @@ def run(
     with model_folder.own(working):
         plan, tries = _searched(plan, working, carrier, report)
         started = clock()
+        never = _never(plan)
         carried = carrier(plan, working, report)
-        finished, outcome = clock(), carried.outcome
-        evidence, lacking = _evidence(plan, carried)
+        finished, outcome = clock(), _noted(plan, carried.outcome)
+        evidence, lacking = _evidence(plan, carried, never)
         with model_folder.written(request.out, working / "model") as folder:
             subjects.save(plan.subject, folder)
             _keep_statistics(plan, folder)
@@ -152,14 +154,37 @@ def _keep_statistics(plan: Plan, folder: Path) -> None:
         statistics.keep(folder, statistics.measure(plan.subject, plan.forget, size))
 
 
-def _evidence(plan: Plan, carried: Carried) -> tuple[Evidence, tuple[str, ...]]:
+def _never(plan: Plan) -> Known | None:
+    """What the retrained model says: asked before anything is spent.
+
+    Raises:
+        SisaError: It has collapsed.
+    """
+    if plan.retrained is None or not plan.request.evidence:
+        return None
+    how = plan.chosen.loop
+    rows = replace(asked(plan), continued=None)
+    return known(plan.retrained, rows, how.items_per_batch, how.chunk_rows)
+
+
+def _noted(plan: Plan, outcome: loop.Outcome) -> loop.Outcome:
+    """With what is to be known of every model that has a bottleneck."""
+    subject = plan.subject
+    if not isinstance(subject, LanguageModel) or bottlenecked.of(subject.module) is None:
+        return outcome
+    return replace(outcome, notes=(*outcome.notes, bottlenecked.AROUND))
+
+
+def _evidence(
+    plan: Plan, carried: Carried, never: Known | None
+) -> tuple[Evidence, tuple[str, ...]]:
     """What is measured of the plan's model now, and sentences on what is missing."""
     if carried.before is None:
         return Evidence(), ()
     own, how = plan.chosen.own, plan.chosen.loop
     lr = how.lr if own.relearn_lr is None else own.relearn_lr
     attacks = Attacks(lr, own.relearn_steps, how.seed, how.items_per_batch, how.chunk_rows)
-    begun = Examination.of(asked(plan), carried.before, attacks, plan.retrained)
+    begun = Examination(asked(plan), carried.before, attacks, never)
     return begun.end(plan.subject, carried.after)
 
 

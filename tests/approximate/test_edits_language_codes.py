@@ -27,7 +27,7 @@ from sisa.approximate.edits.fitted import Fit, fit, unexplained
 from sisa.approximate.edits.given import Given
 from sisa.approximate.edits.language_codes import Wanted, of_language
 from sisa.approximate.edits.mappings import of_module
-from sisa.approximate.examine import Asked, Examination, known
+from sisa.approximate.examine import Asked, Examination
 from sisa.approximate.item_values import mean_probability
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
@@ -35,7 +35,7 @@ from sisa.cli import main
 from sisa.errors import ConfigurationError, DivergedError, IncompleteError, SisaError
 
 from .language import llama, made, narrow
-from .shop import MARK, call
+from .shop import MARK, SHORT, call
 
 HOW = loop.Settings(items_per_batch=6, seed=0)
 SMALL = {"codes": 64, "strongest": 3, "fit_epochs": 20}
@@ -152,10 +152,9 @@ def test_it_forgets_more_than_it_loses_and_says_what_it_did(shop: Path) -> None:
         for part in ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
     }
     gone = int((~inside(subject).kept).sum())
-    fitted, around, ablated = outcome.notes
+    fitted, ablated = outcome.notes
     assert fitted.startswith("A bottleneck was fitted behind block 1, to 588 positions in ")
     assert "of 256 codes are in use" in fitted and "of the variance" in fitted
-    assert "takes it out has all back" in around
     assert ablated == f"{gone} of 256 codes were taken away."
     inside(subject).kept.fill_(True)  # the negative control: the rest of it changes nothing
     base = models.load(shop / "base")
@@ -184,9 +183,10 @@ def test_a_further_request_takes_more_from_the_same_bottleneck(shop: Path) -> No
     now = ~inside(subject).kept
     assert now[gone].all() and torch.equal(inside(subject).encoder.weight, weights)
     assert (now & ~gone).nonzero().flatten().tolist() == tied(*usages, 1.5).tolist() != []
-    assert len(outcome.notes) == 1
-    with pytest.raises(ConfigurationError, match="has a bottleneck behind block 1 already"):
-        editing.run(subject, method.configured(layer=2), *other, {}, HOW)
+    assert "none was fitted" in outcome.notes[0] and len(outcome.notes) == 2
+    for wrong in ({"layer": 2}, {"codes": 7}, {"strongest": 1}):
+        with pytest.raises(ConfigurationError, match="has a bottleneck behind block 1 already"):
+            editing.run(subject, method.configured(**wrong), *other, {}, HOW)
     editing.run(subject, method.configured(layer=1), forget, retain.select([3]), {}, HOW)
 
 
@@ -248,10 +248,13 @@ def test_other_edits_leave_the_bottleneck_or_refuse(
         after = subject.module.state_dict()
         moved = {n for n, v in after.items() if not torch.equal(v, before[n])}
         assert not any(".bottleneck." in n for n in moved) and (moved or "original" in files), name
-    for model, original in ((out, shop / "base"), (shop / "base", out)):
+    more = models.load(out)
+    inside(more).kept[0] = ~inside(more).kept[0]
+    models.save(more, tmp_path / "more")
+    for model, original in ((out, shop / "base"), (shop / "base", out), (tmp_path / "more", out)):
         subject = models.load(model)
         sides = (read(shop, subject, side) for side in ("forget", "retain"))
-        with pytest.raises(ConfigurationError, match="one has a bottleneck"):
+        with pytest.raises(ConfigurationError, match="different bottlenecks"):
             editing.run(subject, METHODS["mix"], *sides, {"original": original}, HOW)
 
 
@@ -283,6 +286,7 @@ def test_the_command_writes_a_folder_whose_statement_holds(
     )
     assert said.evidence.model_dump(mode="json") == document["evidence"]
     assert said.settings["fit_epochs"] == 100 and said.settings["layer"] is None
+    assert bottlenecked.AROUND in document["warnings"]
     assert len(document["warnings"]) == 3 and MARK not in done.stdout + data.decode()
     for name in (bottlenecked.CONFIG, bottlenecked.WEIGHTS):
         assert name in {subject.name for subject in stated.subject}
@@ -300,9 +304,9 @@ def test_the_folder_says_what_its_evidence_says(shop: Path, written: tuple[Path,
     subject, base = subjects.load(out), subjects.load(shop / "base")
     assert isinstance(subject, LanguageModel)
     sides = (read(shop, subject, name) for name in ("forget", "retain", "holdout"))
-    asked = Asked.of(*sides, 1000)
+    asked = Asked.of(*sides, 1000, continued=100)
     attacks = Attacks(lr=1e-5, steps=4, seed=0, items=6, chunk=256)
-    begun = Examination.of(asked, known(base, asked, 6, 256), attacks, base)
+    begun = Examination.begin(base, asked, attacks, base)
     evidence, lacking = begun.end(subject)
     said = statement.read((out / statement.FILE).read_bytes()).predicate.evidence
     assert lacking == () and evidence == said
@@ -318,3 +322,13 @@ def test_no_tied_code_leaves_no_folder(shop: Path, tmp_path: Path) -> None:
     done = call(shop, out, "--set", "ratio=500", "--no-evidence", "--yes", method="code-ablation")
     assert done.exit_code != 0 and "No code is used on the forget set" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_trains_on_is_told_of_the_bottleneck(
+    shop: Path, written: tuple[Path, Result], tmp_path: Path
+) -> None:
+    words = ["--no-evidence", "--output", "json", "--model", str(written[0])]
+    done = call(shop, tmp_path / "new", *SHORT, *words)
+    assert done.exit_code == 0 and bottlenecked.AROUND in json.loads(done.stdout)["warnings"]
+    again = call(shop, tmp_path / "two", *SHORT, "--no-evidence", "--output", "json")
+    assert json.loads(again.stdout)["warnings"] == []

@@ -209,7 +209,7 @@ def test_a_path_holds_the_neurons_that_are_on_top_most_often() -> None:
             [5.0, 4.0, 1.0, 0.0, -9.0],
             [5.0, 1.0, 4.0, 0.0, -9.0],
             [1.0, 4.0, 5.0, 0.0, -9.0],
-            [-1.0, -1.0, 3.0, -2.0, -1.0],
+            [1.0, -1.0, 3.0, -2.0, -1.0],
         ],
         dtype=torch.float64,
     )  # of the top two: neuron 2 three times, 0 three times and met earlier, 1 twice
@@ -217,7 +217,10 @@ def test_a_path_holds_the_neurons_that_are_on_top_most_often() -> None:
     assert path(values, top=0.4, share=0.6).tolist() == [0, 2, 1]
     assert path(values, top=0.4, share=1.0).tolist() == [0, 2, 1]
     assert path(values, top=0.01, share=0.01).tolist() == [0]
-    assert path(-values.abs(), top=0.2, share=0.2).tolist() == [3]  # though none speaks for it
+    with pytest.raises(IncompleteError, match="No neuron speaks"):
+        path(-values.abs(), top=0.2, share=0.2)
+    sparse = torch.tensor([[0.0, 0.0, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0, 0.2]])
+    assert path(sparse, top=0.6, share=0.6).tolist() == [3, 4], "zeros are the same everywhere"
     for wrong in ({"top": 0.0}, {"share": 1.1}):
         with pytest.raises(ConfigurationError, match="top and share"):
             path(values, **wrong)

@@ -141,3 +141,13 @@ def test_the_command_takes_the_settings_that_it_finds(shop: Path, tmp_path: Path
     unlearn.run(replace(again, settings=(*FEW, "floor=0.1", *same)))
     weights = [(f / "model.safetensors").read_bytes() for f in (out, tmp_path / "again")]
     assert weights[0] == weights[1], "the model is that of the same settings without a search"
+
+
+def test_another_aim_is_another_search(shop: Path, tmp_path: Path) -> None:
+    """Tries are judged by what is aimed at, so they may not be taken for those of another aim."""
+    other = tmp_path / "holdout.jsonl"
+    other.write_text((shop / "holdout.jsonl").read_text().partition("\n")[2])
+    plain, searched = asked(shop, tmp_path), asked(shop, tmp_path, tries=2)
+    changes = [{}, {"holdout": other}, {"retrained": shop / "base"}]
+    assert len({look(replace(searched, **each)).identity for each in changes}) == 3
+    assert len({look(replace(plain, **each)).identity for each in changes}) == 1

@@ -15,6 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sisa.approximate import inputs, progress, statement, unlearn
+from sisa.approximate.asked import Asked
+from sisa.approximate.attacked import Attacks
+from sisa.approximate.examine import Examination
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
 from sisa.approximate.unlearn import Request
@@ -27,8 +30,10 @@ from sisa.errors import (
     NotFoundError,
 )
 
-from .language import llama
+from .language import llama, made
 from .shop import MARK, SHORT, call, qa, write
+
+ATTACKS = Attacks(lr=1e-3, steps=2, items=4)
 
 
 def refused(done: Result, code: int, words: str) -> None:
@@ -53,7 +58,11 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "too few wrong answers": (("--wrong", "two.jsonl"), 1, "2 in the wrong/1 file"),
     "a wrong answer that is right": (("--wrong", "forget.jsonl"), 1, "6 of the items to forget"),
     "no file of wrong answers": (("--wrong", "none.jsonl"), 5, "none.jsonl"),
-    "too few paraphrases": (("--paraphrased", "two.jsonl"), 1, "2 in the paraphrased file"),
+    "too few paraphrases": (
+        ("--paraphrased", "two.jsonl", "--wrong", "wrong.jsonl"),
+        1,
+        "2 in the paraphrased file",
+    ),
     "a folder that is there": (("--out", "base"), 2, "is there already"),
     "a file that is there": (("--out", "forget.jsonl"), 2, "is there already"),
     "no tokenizer": (("--model", "mute"), 3, "no tokenizer that is known"),
@@ -81,6 +90,7 @@ def broken(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop = shutil.copytree(shop, tmp_path_factory.mktemp("broken") / "shop")
     write(shop / "both.jsonl", [qa(i) for i in (30, 4, 31, 5)])
     write(shop / "two.jsonl", [{"question": "Who?", "answer": f"Nobody {i}."} for i in range(2)])
+    write(shop / "wrong.jsonl", [{**qa(i), "answer": "Nowhere."} for i in range(6)])
     write(shop / "columns.jsonl", [{"id": MARK, "words": MARK}])
     write(shop / "cell.jsonl", [qa(0), {"question": MARK, "answer": " "}])
     (shop / "empty.jsonl").touch()
@@ -257,3 +267,59 @@ def test_what_is_nearly_the_same_is_warned_about(shop: Path, tmp_path: Path) -> 
         "1 items of the retain file are to be forgotten in other spacing or case.",
     ]
     assert MARK not in done.output
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_few_items_are_unlearned_and_relearning_is_left_out(
+    count: int, shop: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "few.jsonl", [qa(i) for i in range(count)])
+    words = ["--forget", str(file), "--holdout", str(shop / "holdout.jsonl"), "--output", "json"]
+    done = call(shop, tmp_path / "new", *SHORT, *words)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["evidence"]["relearning"] == found["verdict"] == "not evaluated"
+    assert found["evidence"]["membership"] != "not evaluated"
+    assert "Relearning leaves one item to ask about" in " ".join(found["warnings"])
+
+
+def test_a_wrong_answer_to_something_else_is_refused(shop: Path, tmp_path: Path) -> None:
+    wrong = [{**qa(i), "answer": "Nowhere."} for i in range(6)]
+    file = write(tmp_path / "wrong.jsonl", wrong[::-1])
+    done = call(shop, tmp_path / "new", *SHORT, "--wrong", str(file))
+    refused(done, 1, "6 items of the wrong/1 file ask something else")
+
+
+def test_a_parameter_out_of_reach_is_refused(shop: Path, tmp_path: Path) -> None:
+    settings = ("layer=1", "reference=second", "trained=*layers.1.*")
+    words = [word for text in settings for word in ("--set", text)]
+    done = call(shop, tmp_path / "new", *SHORT, *words, method="rmu")
+    refused(done, 3, "No parameter that is trained has a gradient of rmu")
+    assert not (tmp_path / "new").exists()
+
+
+def test_paraphrases_want_wrong_answers(shop: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "other.jsonl", [{**qa(i), "answer": "There."} for i in range(6)])
+    done = call(shop, tmp_path / "new", *SHORT, "--paraphrased", str(file))
+    refused(done, 3, "Paraphrases are asked beside wrong answers")
+
+
+def test_a_retrained_model_of_another_build_is_refused(shop: Path, tmp_path: Path) -> None:
+    llama(vocab_size=9).save_pretrained(tmp_path / "small")
+    for file in shop.glob("base/tokenizer*"):
+        shutil.copy(file, tmp_path / "small")
+    words = ["--retrained", str(tmp_path / "small"), "--dry-run"]
+    refused(call(shop, tmp_path / "new", *words), 3, "other tokens or classes")
+
+
+def test_attacks_look_at_all_parameters(shop: Path, tmp_path: Path) -> None:
+    """What is trained is the method's choice, and must not shield the model from an attack."""
+    subject, pattern = LanguageModel(llama()), "model.norm.weight"
+    items = {seed: made([9] * 8, seed) for seed in (1, 3)}
+    asked = Asked(items[1], None, items[3])
+    whole, _ = Examination.begin(subject, asked, ATTACKS).end(subject)
+    for name, parameter in subject.module.named_parameters():
+        parameter.requires_grad_(name == pattern)
+    part, _ = Examination.begin(subject, asked, ATTACKS).end(subject)
+    assert part == whole and part.membership != "not evaluated"
+    assert list(subject.trainable()) == [pattern]

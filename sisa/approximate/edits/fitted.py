@@ -12,6 +12,9 @@ from sisa.approximate.edits.bottlenecks import ResidualBottleneck
 from sisa.approximate.edits.mappings import wide
 from sisa.errors import ConfigurationError, DivergedError
 
+AT_ONCE = 1024
+"""Positions whose features exist at once when a fit is looked at."""
+
 STEPS, POSITIONS = 64, 64
 """Most steps of an epoch, and fewest positions of a step but the last."""
 
@@ -99,10 +102,20 @@ def fit(
 @torch.no_grad()
 def unexplained(bottleneck: ResidualBottleneck, hidden: Tensor) -> float:
     """Share of the variance of hidden states [M, d] that a bottleneck does not reconstruct."""
-    own = hidden.to(bottleneck.encoder.weight.dtype)
-    error = wide(bottleneck.reconstructed(own) - own).square().sum()
-    whole = wide(own - own.mean(0)).square().sum()
-    return float(error / whole) if whole > 0 else 0.0
+    mean, error, whole = wide(hidden).mean(0), 0.0, 0.0
+    for part in torch.split(hidden, AT_ONCE):
+        own = part.to(bottleneck.encoder.weight.dtype)
+        error += float(wide(bottleneck.reconstructed(own) - own).square().sum())
+        whole += float((wide(part) - mean).square().sum())
+    return error / whole if whole > 0 else 0.0
+
+
+@torch.no_grad()
+def used(bottleneck: ResidualBottleneck, hidden: Tensor) -> int:
+    """How many codes some of these hidden states [M, d] use."""
+    parts = torch.split(hidden, AT_ONCE)
+    counts = [bottleneck.usage(p.to(bottleneck.encoder.weight.dtype)) for p in parts]
+    return int((torch.stack(counts).sum(0) > 0).sum())
 
 
 @torch.no_grad()

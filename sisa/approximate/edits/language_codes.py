@@ -20,12 +20,12 @@ from sisa.approximate.edits.bottlenecks import (
     insert,
 )
 from sisa.approximate.edits.codes import Usage, counted
-from sisa.approximate.edits.fitted import Fit, fit, unexplained
+from sisa.approximate.edits.fitted import Fit, fit, unexplained, used
 from sisa.approximate.edits.given import Given
 from sisa.approximate.models import LanguageModel
 from sisa.errors import ConfigurationError, IncompleteError
 
-AROUND = "The weights around the bottleneck are as they were: whoever takes it out has all back."
+THERE = "The model has a bottleneck already: none was fitted, and settings of a fit do not count."
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,19 @@ def of_language(given: Given, subject: LanguageModel, wanted: Wanted) -> Counted
     found, about = bottlenecked.of(subject.module), bottlenecked.described(subject.module)
     if found is None or about is None:
         return _of_new(given, subject, *_planned(subject, wanted, given.seed))
-    if wanted.layer not in (None, about.layer):
+    usual = Wanted()
+    if (
+        wanted.layer not in (None, about.layer)
+        or wanted.codes not in (None, about.codes)
+        or wanted.strongest not in (usual.strongest, about.strongest)
+    ):
         raise ConfigurationError(
             f"The model has a bottleneck behind block {about.layer} already.",
-            "Leave out layer: its codes are taken away.",
+            "Leave out layer, codes and strongest: its codes are taken away.",
         )
     name, narrow = found
-    return Counted(f"{name}.", narrow, *_usages(given, subject, about.layer, narrow))
+    usages = _usages(given, subject, about.layer, narrow)
+    return Counted(f"{name}.", narrow, *usages, notes=(THERE,))
 
 
 def _planned(subject: LanguageModel, wanted: Wanted, seed: int) -> tuple[About, Fit]:
@@ -114,7 +120,7 @@ def _of_new(given: Given, subject: LanguageModel, about: About, how: Fit) -> Cou
     narrow = fit(hidden, how, given.report).to(hidden)
     note = (
         f"A bottleneck was fitted behind block {about.layer}, to {len(hidden)} positions in "
-        f"{time.monotonic() - started:.0f} s: {int((narrow.usage(hidden) > 0).sum())} of "
+        f"{time.monotonic() - started:.0f} s: {used(narrow, hidden)} of "
         f"{how.codes} codes are in use; {unexplained(narrow, hidden):.2%} of the variance, which "
         "they do not reconstruct, passes it."
     )
@@ -122,7 +128,7 @@ def _of_new(given: Given, subject: LanguageModel, about: About, how: Fit) -> Cou
     name = next(n for n, m in subject.module.named_modules() if m is block)
     with insert(block, "", narrow):
         usages = _usages(given, subject, about.layer, narrow)
-    return Counted(f"{name}.{bottlenecked.NAME}.", narrow, *usages, about, (note, AROUND))
+    return Counted(f"{name}.{bottlenecked.NAME}.", narrow, *usages, about, (note,))
 
 
 def _usages(

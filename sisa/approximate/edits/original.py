@@ -21,9 +21,9 @@ def original_parameters(given: Given) -> dict[str, Tensor]:
     dtype = str(next(iter(own.values())).dtype).removeprefix("torch.")
     other = subjects.load(given.path("original"), dtype, str(given.subject.device))
     found = of_module(other.module)
-    if (bottlenecked.of(given.subject.module) is None) != (bottlenecked.of(other.module) is None):
+    if not bottlenecked.alike(given.subject.module, other.module):
         raise ConfigurationError(
-            "Of the model and its original one has a bottleneck, and the other has none.",
+            "The model and its original have different bottlenecks, or one of them has none.",
             "Give two with the same bottleneck or none, or choose another method.",
         )
     check(own, found)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sisa.approximate.edits.mappings import Parameters, changed
 from sisa.approximate.edits.prune import ROUNDING
-from sisa.errors import ConfigurationError
+from sisa.errors import ConfigurationError, IncompleteError
 
 TOP, SHARE, PROBES = 200 / 2048, 400 / 2048, 36
 """`analyze_top_n`, `perturb_top_n` and `analysis_sample_size` of CIFAR-10."""
@@ -32,7 +32,10 @@ def path(relevance: Tensor, top: float = TOP, share: float = SHARE) -> Tensor:
     """Neurons that are most often among the most relevant of a probe.
 
     Of equal counts the neuron that was met first is taken, probe by probe and the most relevant
-    before others. Neurons that are on top for no probe are not taken, so there may be fewer.
+    before others. Neurons that are on top for no probe are not taken, so there may be fewer. Only
+    relevance above 0 counts. The authors count any: behind a ReLU that is mostly off, a probe has
+    fewer relevant neurons than are asked for, and others, of 0 and the same for every probe, would
+    be the most frequent.
 
     Args:
         relevance: Of each probe and neuron [probes, neurons], from `neuron_relevance`.
@@ -44,12 +47,18 @@ def path(relevance: Tensor, top: float = TOP, share: float = SHARE) -> Tensor:
 
     Raises:
         ConfigurationError: A share is not in (0, 1].
+        IncompleteError: No neuron has a relevance above 0.
     """
     if not (0 < top <= 1 and 0 < share <= 1):
         raise ConfigurationError("top and share must be in (0, 1].", "Correct the setting.")
     each, taken = (max(1, int(s * relevance.shape[1] + ROUNDING)) for s in (top, share))
     order = relevance.argsort(dim=1, descending=True, stable=True)[:, :each]
-    counts = Counter(order.flatten().tolist()).most_common(taken)  # equal ones as they were met
+    speaking = order[relevance.gather(1, order) > 0]
+    counts = Counter(speaking.tolist()).most_common(taken)  # equal ones as they were met
+    if not counts:
+        raise IncompleteError(
+            "No neuron speaks for what the model says of the forget set.", "Name another layer."
+        )
     return torch.tensor([neuron for neuron, _ in counts], dtype=torch.int64)
 
 
