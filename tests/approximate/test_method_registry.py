@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sisa.approximate import rows
-from sisa.approximate.controllers import Alternating, Controller, Dual, PerItemStop
+from sisa.approximate import loop, reference, rows
+from sisa.approximate.batches import Items
+from sisa.approximate.controllers import Alternating, Controller, Dual, Measured, PerItemStop
 from sisa.approximate.declaration import HiddenTerm, Method, Term
 from sisa.approximate.methods import METHODS, NEEDS, OBJECTIVES
+from sisa.approximate.models import LanguageModel
 from sisa.approximate.rows import RowReference, Rows
+from sisa.determinism import mix
 from sisa.errors import UsageError
+
+from .closed_forms import FORMULAS, Row, Side, World
+from .language import llama, made, padded
 
 B, T, V, D = 4, 6, 11, 5
 DRAW = torch.Generator().manual_seed(11)
@@ -26,6 +35,109 @@ LABELS[2] = rows.IGNORED
 HIDDEN = torch.randn(9, D, generator=DRAW, dtype=torch.float64)
 HIDDEN_ITEM = torch.tensor([0, 0, 0, 1, 1, 1, 1, 3, 3])
 NAMES = [method.name for method in OBJECTIVES]
+
+SEED = 5
+
+
+def models() -> tuple[LanguageModel, LanguageModel]:
+    """A model, and another that it is compared with."""
+    settings: dict[str, Any] = {"dtype": torch.float64, "initializer_range": 0.5}  # rather sure
+    model, was = (LanguageModel(llama(seed, **settings)) for seed in (0, 1))
+    return model, was
+
+
+@functools.cache
+def given() -> dict[str, Items]:
+    """Four items of each kind, one without a label and one of a single one among them."""
+    (known,), (model, _) = made([9], 1, name="known").tokens, models()
+    says = model.module(input_ids=known[None]).logits[0].argmax(-1)
+    labels = torch.cat([torch.full((2,), rows.IGNORED), says[1:-1]])
+    best = Items(("known",), (known,), (labels,))  # else each loss of a saturating kind is nothing
+    bare = {n: made([12], n, prompt=12, name="bare") for n in (7, 8)}
+    return {
+        "forget": best + made([3, 7], 2, name="forget") + bare[7],
+        "retain": made([8, 11, 3], 3, name="retain") + bare[8],
+        "alternatives": made([6, 10, 8, 7], 5, name="other"),
+        "neighbours": made([7, 9, 5, 6], 6, name="near"),
+    }
+
+
+@functools.cache
+def world() -> World:
+    """What both say in the common layout: padded, with a mask, and logits of everything."""
+    model, was = (subject.module for subject in models())
+    sides = {name: side(model, was, items) for name, items in given().items()}
+    draws = torch.Generator().manual_seed(mix(SEED, 1) >> 1)
+    drawn = torch.rand(model.config.hidden_size, generator=draws).double()
+    return World(**sides, control=(drawn / drawn.square().sum().sqrt()).tolist())
+
+
+@torch.no_grad()
+def side(model: Any, was: Any, items: Items) -> Side:
+    tokens, labels, mask = padded(items)
+    now, then = (
+        of(input_ids=tokens, attention_mask=mask, output_hidden_states=True) for of in (model, was)
+    )
+    z, q, found = now.logits.tolist(), then.logits.tolist(), Side([], [], [])
+    for b, own in enumerate(labels.tolist()):
+        places = [t for t in range(len(own) - 1) if own[t + 1] != -100]
+        found.rows.append([Row(z[b][t], q[b][t], own[t + 1]) for t in places])
+        length = len(items.tokens[b])
+        found.hidden.append(now.hidden_states[1][b, :length].tolist())
+        found.was.append(then.hidden_states[1][b, :length].tolist())
+    return found
+
+
+def steady(wants: Any, active: Any) -> Measured:
+    return Measured(None, dict.fromkeys(active, 1.0))
+
+
+@pytest.mark.parametrize("together", [4, 1], ids=["one batch", "batches of one item"])
+@pytest.mark.parametrize("changed", [False, True], ids=["as declared", "other settings"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_the_loop_has_the_loss_of_the_formula(
+    name: str, changed: bool, together: int
+) -> None:
+    formula, settings = FORMULAS[name], dict[str, Any]()
+    gamma, alpha = formula.gamma, formula.alpha
+    if changed:
+        settings, gamma, alpha = dict(formula.changed), 0.7, 0.3
+    expected = formula.loss(world(), **settings)
+    settings |= {"gamma": gamma, "alpha": alpha} if changed else {}
+    settings |= {"layer": 1} if name == "rmu" else {}
+
+    (model, was), told = models(), list[Mapping[str, float]]()
+    outcome = loop.run(
+        model,
+        METHODS[name].configured(**settings),
+        settings=loop.Settings(
+            epochs=1, items_per_batch=together, accumulate=4 // together, lr=0.0, seed=SEED
+        ),
+        folder=None,
+        reference=reference.Live(was),
+        report=lambda metrics, _: told.append(metrics),
+        measure=steady,
+        **given(),
+    )
+    found = {name: value for step in told for name, value in step.items()}
+    assert found["forget"] == pytest.approx(expected.forget, rel=1e-6, abs=0)
+    whole = gamma * expected.forget
+    if expected.retain is None or not alpha:
+        assert "retain" not in found
+    else:
+        assert found["retain"] == pytest.approx(expected.retain, rel=1e-6, abs=0)
+        whole += alpha * expected.multiplier * expected.retain
+    assert sum(outcome.losses) == pytest.approx(whole, rel=1e-6, abs=0)
+    if formula.turns:
+        assert [tuple({"forget", "retain"} & step.keys()) for step in told] == [
+            (side,) for side in formula.turns
+        ]
+    else:
+        assert len(outcome.losses) == 1
+
+
+def test_every_method_that_is_trained_has_a_formula() -> None:
+    assert FORMULAS.keys() == {*NAMES}
 
 
 def scores_of(found: Rows) -> Tensor:
