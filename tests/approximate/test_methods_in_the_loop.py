@@ -63,6 +63,30 @@ def test_a_method_runs_and_splitting_its_steps_changes_nothing(name: str) -> Non
     assert max(map(float, gaps)) < 1e-6
 
 
+@pytest.mark.parametrize(("together", "batches"), [(1, 4), (2, 2)])
+def test_a_multiplier_moves_once_a_step_however_many_batches_it_has(
+    together: int, batches: int
+) -> None:
+    method = METHODS["pdu"].configured(first=1.0, warmup_epochs=0, epsilon=1.0)
+
+    def told(together: int, batches: int) -> tuple[list[float], list[float]]:
+        settings = Settings(epochs=4, items_per_batch=together, accumulate=batches, lr=1e-3)
+        steps: list[Any] = []
+        subject = LanguageModel(llama(dtype=torch.float64))
+        outcome = go(method, subject, settings, report=lambda metrics, _: steps.append(metrics))
+        assert outcome.steps == 4
+        retain = [step["retain"] for step in steps]
+        return retain, [(s["loss"] - s["forget"]) / s["retain"] for s in steps]
+
+    retain, multipliers = told(together, batches)
+    expected = [1.0]
+    for value in retain[:-1]:
+        expected.append(max(0.0, expected[-1] + 1.0 * (value - 1.0)))
+    assert multipliers == pytest.approx(expected, rel=1e-9)
+    assert max(expected) > 3, "it moves"
+    assert multipliers == pytest.approx(told(4, 1)[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_method_runs_on_an_adapter_with_its_base_as_reference(name: str) -> None:
     subject = models.with_lora(LanguageModel(llama()), rank=2, alpha=4, seed=0)

@@ -32,7 +32,7 @@ ALL = 97
 
 @dataclass(frozen=True)
 class Case:
-    """A run; the last step of each epoch has one batch, so that one process does it for nothing."""
+    """A run; the last step of a pass has one batch, so that one process does it for nothing."""
 
     method: str
     lora: bool = False
@@ -40,6 +40,7 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     taken_up: bool = False
     narrowed: bool = False
+    steps: int = 4
 
     def made(self, language: Any) -> LanguageModel:
         """Its model, always the same."""
@@ -59,6 +60,9 @@ CASES = {
     "npo": Case("npo"),  # scores of each item, kept
     "npo-lora": Case("npo", lora=True),  # scores with the adapter off
     "undial-tied": Case("undial", model={"tie_word_embeddings": True}),  # distributions, kept
+    "difference-kl": Case("gradient-difference", settings={"retain": "kl"}),
+    "pdu": Case("pdu", settings={"first": 1.0, "warmup_epochs": 0}),  # a multiplier that moves
+    "scrub": Case("scrub", steps=10),  # two passes an epoch, one over all that is retained
     "rmu": Case("rmu", settings={"layer": 1}),  # hidden states of a second model
     "npo-narrowed": Case("npo", narrowed=True),  # with a bottleneck that has lost codes
     "rmu-narrowed": Case("rmu", settings={"layer": 1}, narrowed=True),  # hidden states behind it
