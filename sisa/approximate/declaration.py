@@ -69,8 +69,8 @@ class HiddenTerm:
 
     Attributes:
         function: From hidden [M, d], item [M], items and target to a scalar to be minimised.
-        target: `control` for one vector [d], drawn once and kept in the checkpoint; `reference` for
-            the hidden states of the reference [M, d].
+        target: `control` for one vector [d], which a run derives from its seed, so that no
+            checkpoint has to hold it; `reference` for the hidden states of the reference [M, d].
         weight: Factor of the scalar.
         data: What the term looks at.
     """

@@ -16,8 +16,9 @@ from sisa.approximate.declaration import Method
 from sisa.approximate.loop import Settings
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.reference import Reference
 
-from .language import llama, made
+from .language import VOCABULARY, llama, made
 
 FORGET = made([9, 6, 12, 7, 8], seed=1, name="forget")
 RETAIN = made([8, 11, 6, 9, 7, 5, 6], seed=2, name="retain")
@@ -28,17 +29,29 @@ DIES_AT = 6
 
 
 def method(name: str) -> Method:
-    """A method whose controller learns from the first step on."""
-    chosen = METHODS[name]
-    return chosen.configured(first=1.0, warmup_epochs=0) if name == "pdu" else chosen
+    """A method whose controller learns from the first step on, and whose layer is there."""
+    changed: dict[str, dict[str, float]] = {
+        "pdu": {"first": 1.0, "warmup_epochs": 0},
+        "rmu": {"layer": 1},
+    }
+    return METHODS[name].configured(**changed.get(name, {}))
+
+
+def compared(needed: frozenset[str], subject: LanguageModel, folder: Path | None) -> Reference:
+    """A second model for hidden states, and what is kept for all else."""
+    if "hidden" in needed:
+        return reference.Live(LanguageModel(llama()))
+    if "distribution" in needed:
+        return reference.keep(subject, [FORGET, RETAIN], top=VOCABULARY, folder=folder)
+    return reference.keep(subject, [FORGET], folder=folder)
 
 
 def go(name: str, folder: Path | None, report: Any = lambda metrics, step: None) -> Any:
     """The run, in a fresh model; gives the parameters and the outcome."""
     torch.set_num_threads(1)
-    subject = LanguageModel(llama())
-    kept = reference.keep(subject, [FORGET], folder=folder)
-    outcome = loop.run(subject, method(name), FORGET, RETAIN, SETTINGS, folder, kept, report=report)
+    subject, chosen = LanguageModel(llama()), method(name)
+    was = compared(chosen.references, subject, folder)
+    outcome = loop.run(subject, chosen, FORGET, RETAIN, SETTINGS, folder, was, report=report)
     return subject.trainable(), outcome
 
 

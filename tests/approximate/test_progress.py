@@ -24,8 +24,18 @@ from .language import llama
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("name", "moment"), [("npo", "step"), ("pdu", "checkpoint")])
-def test_a_killed_run_goes_on_to_the_same_bits(name: str, moment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "moment", "steps"),
+    [
+        ("npo", "step", 9),
+        ("pdu", "checkpoint", 9),
+        ("rmu", "step", 9),
+        ("scrub", "checkpoint", 21),  # in the middle of its first pass over what is retained
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    name: str, moment: str, steps: int, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "tests.approximate.killed", name, str(tmp_path), moment]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert child.returncode == -signal.SIGKILL, child.stderr
@@ -36,7 +46,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str, moment: str, tmp_path:
     again, resumed = killed.go(name, tmp_path, lambda metrics, step: told.append(step))
     whole, expected = killed.go(name, None)
     assert told[0] == killed.DIES_AT - 1, "it went on, and did not begin anew"
-    assert resumed.steps == expected.steps == 9
+    assert resumed.steps == expected.steps == steps
     assert resumed.losses == expected.losses
     assert all(torch.equal(again[p], whole[p]) for p in whole)
 
