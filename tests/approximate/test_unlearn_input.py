@@ -30,6 +30,7 @@ from sisa.errors import (
     NotFoundError,
 )
 
+from .clouds import made_clouds
 from .language import llama, made
 from .shop import MARK, SHORT, call, qa, write
 
@@ -154,6 +155,21 @@ def test_items_without_a_labelled_position(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", [{"text": "alone"}, {"text": "two words"}])
     items = inputs.read(path, "forget", LanguageModel(llama(), Bare()), "{}", None)
     assert inputs.check(items, {}) == ("1 items of the forget file have no labelled position.",)
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.null()], ids=str)
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_examples_without_any_label_are_refused(side: str, kind: Any, tmp_path: Path) -> None:
+    clouds, table = made_clouds(tmp_path), pq.read_table(tmp_path / f"{side}.parquet")
+    at, none = table.column_names.index("cloud"), pa.nulls(len(table), kind)
+    pq.write_table(table.set_column(at, "cloud", none), clouds / f"{side}.parquet")
+    before, there = statement.folder_digest(clouds), sorted(clouds.iterdir())
+    words = ["--forget", "forget.parquet", "--retain", "retain.parquet", "--model", "base"]
+    words = [str(clouds / w) if w[0] != "-" else w for w in [*words, "--out", "new", "--yes"]]
+    done = CliRunner().invoke(main, ["unlearn", "gradient-difference", *words])
+    refused(done, 1, f"No item of the {side} file has a labelled position")
+    assert "secret" not in done.stderr
+    assert statement.folder_digest(clouds) == before and sorted(clouds.iterdir()) == there
 
 
 def asked(shop: Path, out: Path, *settings: str, **changes: Any) -> Request:
