@@ -75,6 +75,9 @@ class RowReference:
 def of_sequences(logits: Tensor, labels: Tensor) -> Rows:
     """Take the rows of sequences; position t predicts the label at t + 1.
 
+    For objectives on tensors that a caller has already: the loop never makes logits of a whole
+    batch, see `models`.
+
     Args:
         logits: Float [B, T, V].
         labels: int64 [B, T], -100 where nothing is learned.
@@ -88,6 +91,8 @@ def of_sequences(logits: Tensor, labels: Tensor) -> Rows:
 def of_classes(logits: Tensor, labels: Tensor) -> Rows:
     """Take the rows of a classifier: each item is one row, and none where its label is -100.
 
+    For objectives on tensors that a caller has already, as `of_sequences`.
+
     Args:
         logits: Float [B, C].
         labels: int64 [B].
@@ -98,6 +103,8 @@ def of_classes(logits: Tensor, labels: Tensor) -> Rows:
 
 def keep(rows: Rows, active: Tensor) -> Rows:
     """Leave out the rows of items that are no longer active; items keep their numbers.
+
+    For objectives on tensors that a caller has already: the loop makes no rows of such items.
 
     Args:
         rows: Rows of B items.
