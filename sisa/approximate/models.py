@@ -24,6 +24,9 @@ from sisa.approximate.batches import Examples, Items, Packed, packed
 from sisa.approximate.rows import IGNORED
 from sisa.errors import ConfigurationError, NotFoundError, UsageError
 
+ALIGNMENT = 64
+"""Bytes at whose multiples torch's own tensors begin, on a processor."""
+
 
 @dataclass(frozen=True)
 class HiddenRows:
@@ -365,12 +368,26 @@ def _plain(folder: Path, dtype: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         why = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ConfigurationError(f"{folder} holds no causal language model: {why}.") from None
+    return _aligned(model)
+
+
+def _aligned(model: nn.Module) -> nn.Module:
+    """Give every tensor memory of torch's own, in place.
+
+    Those of a mapped file begin where the file has them, and the bits of a matrix product depend on
+    whether its operands begin at a multiple of 16 bytes: what becomes of a model would depend on
+    how long the header of its file is.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _tokenizer(folder: Path, config: Any) -> Any:

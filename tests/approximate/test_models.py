@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sisa.approximate import models
@@ -186,3 +188,24 @@ def test_any_module_is_a_classifier() -> None:
     assert isinstance(made([3]), Items)
     with pytest.raises(UsageError, match="no layer 9"):
         subject.hidden(examples, "9")
+
+
+def test_bits_do_not_depend_on_the_layout_of_a_file(tmp_path: Path) -> None:
+    """A product of operands that begin anywhere has other bits than one of torch's own memory."""
+    model = llama(vocab_size=300)
+    words = tokenizer(["one two three"])
+    models.save(LanguageModel(model, words), tmp_path / "0")
+    found = []
+    for padding in range(3):
+        folder = tmp_path / str(padding)
+        if padding:
+            shutil.copytree(tmp_path / "0", folder)
+            told = {"format": "pt", "padding": "x" * 8 * padding}
+            save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", told)
+        subject = models.load(folder)
+        tensors = [*subject.module.parameters(), *subject.module.buffers()]
+        assert all(t.data_ptr() % models.ALIGNMENT == 0 for t in tensors)
+        found.append(subject.rows(made([9, 1, 5, 3])).hidden)
+    assert all(torch.equal(each, found[0]) for each in found)
+    mapped = load_file(tmp_path / "1" / "model.safetensors").values()
+    assert any(t.data_ptr() % 16 for t in mapped), "else there was nothing to mend"
