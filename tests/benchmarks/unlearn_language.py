@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
-from unlearning import about, brought, grid, plot, summary, table, training, trials
+from unlearning import about, brought, grid, in_turn, plot, summary, table, training, trials
 from unlearning.lines import Line, best, told
-from unlearning.people import SETS
+from unlearning.people import SETS, Sides
 
 BUILD = common.ROOT / "build" / "unlearning"
 DOCS = common.ROOT / "docs"
@@ -51,12 +53,21 @@ def _order(line: Line) -> tuple[float, float]:
     return (2.0, 0.0) if line.said is None else (line.said.distance, -line.said.utility)
 
 
-def section(name: str) -> tuple[list[str], float]:
-    """The section of a data set, and the seconds that all of it took, earlier calls included."""
+@contextmanager
+def models(name: str) -> Iterator[tuple[Sides, training.Trained]]:
+    """The sides of a data set, and the models that are made of them."""
     sides = SETS[name]()
     with tempfile.TemporaryDirectory(prefix="sisa-bench-") as scratch:
         files = sides.write(Path(scratch))
-        made = trials.alone(training.trained, name, sides, BUILD, files)
+        yield sides, trials.alone(training.trained, name, sides, BUILD, files)
+
+
+def section(name: str) -> tuple[list[str], float]:
+    """The section of a data set, and the seconds that all of it took, earlier calls included."""
+    if name == in_turn.TITLE:
+        with models("tofu") as (_, made):
+            return in_turn.section(made)
+    with models(name) as (sides, made):
         found, (size, steps) = measured(made), brought.size(made)
     plotted = DOCS / f"approximate-{name}.svg"
     plot.plot(found, name, plotted)
@@ -80,7 +91,7 @@ def main() -> None:
     """Write the sections that are named, or all."""
     torch.set_num_threads(1)
     common.HEADS[PAGE] = about.head()
-    for name in sys.argv[1:] or SETS:
+    for name in sys.argv[1:] or [*SETS, in_turn.TITLE]:
         lines, seconds = section(name)
         common.publish(name, Path(__file__).name, lines, seconds, PAGE)
 
