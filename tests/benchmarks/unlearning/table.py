@@ -16,7 +16,7 @@ COLUMNS: Mapping[str, str] = {
     "log10 p": "forget quality: logarithm of the p-value of that test (two-sided, exact); 0 is the "
     "best there is, and under -1.3 the two are told apart at 5 %",
     "KS TR": "the same distance for truth ratios (the answer of another subject against the right "
-    "one), which is TOFU's forget quality; its largest value is 1 as well",
+    "one), which is TOFU's forget quality; `label-flip` has learned these very answers",
     "utility": "mean probability, exp(-mean negative log likelihood of an item's labels), of "
     f"{MOST} of the retained items",
     "forget": "the same of the forget items",
