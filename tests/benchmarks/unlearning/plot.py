@@ -15,7 +15,7 @@ AXES: Mapping[str, Callable[[dict[str, Any]], float]] = {
 }
 """What is horizontal in each part, as it comes from what a model says."""
 
-APART = (0.17, 0.022)
+APART = (0.18, 0.017)
 """Shares of the width and height of a part within which two names would touch."""
 
 
@@ -35,7 +35,7 @@ def plot(lines: Sequence[Line], title: str, file: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 8})
     from matplotlib import pyplot
 
-    figure, parts = pyplot.subplots(1, 2, figsize=(11, 5.5), sharey=True, layout="constrained")
+    figure, parts = pyplot.subplots(1, 2, figsize=(11, 7.5), sharey=True, layout="constrained")
     for axes, (label, across) in zip(parts, AXES.items(), strict=True):
         axes.set_xlabel(label)
         _draw(axes, lines, across)
@@ -60,8 +60,8 @@ def _draw(axes: Any, lines: Sequence[Line], across: Callable[[dict[str, Any]], f
     axes.scatter([p.x for p in points], [p.y for p in points], s=20, c=colours, zorder=3)
     axes.axhline(FLOOR * chosen["nothing"]["utility"], color="0.6", linewidth=0.8, linestyle="--")
     axes.axvline(across(chosen["retrain"]), color="0.6", linewidth=0.8, linestyle="--")
-    axes.set_ylim(-0.05, 1.1)
-    axes.margins(x=0.18)
+    axes.set_ylim(-0.05, 1.2)
+    axes.margins(x=0.26)
     _name(axes, points)
 
 
@@ -73,7 +73,8 @@ def _name(axes: Any, points: Sequence[Point]) -> None:
     used: list[Point] = []
 
     def free(y: float, x: float) -> bool:
-        return all(abs(y - u.y) >= near_y or abs(x - u.x) >= near_x for u in used)
+        inside = bottom + near_y < y < top - near_y
+        return inside and all(abs(y - u.y) >= near_y or abs(x - u.x) >= near_x for u in used)
 
     for point in sorted(points, key=lambda each: -each.y):
         moves = (step * way * near_y / 4 for step in count() for way in (1, -1))
