@@ -14,6 +14,7 @@ from rich.console import Console
 from sisa.context import Reporter
 from sisa.errors import SisaError
 from sisa.results import Failed, Fault, Result, Round
+from sisa.results.columns import columns
 from sisa.stage_log import StageRecord
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
@@ -83,10 +84,7 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     told = [name for name in rows[0] if any(row[name] not in (None, []) for row in rows)]
     cells = [[name.replace("_", " ") for name in told]]
     cells += [[_text(row[name]) for name in told] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"  {'  '.join(padded)}".rstrip()
+    yield from (f"  {line}".rstrip() for line in columns(cells, str.ljust))
 
 
 def _text(value: Any) -> str:

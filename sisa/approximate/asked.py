@@ -110,7 +110,10 @@ class Known:
 
 
 def known(subject: Subject, asked: Asked, together: int = ITEMS, chunk: int = CHUNK) -> Known:
-    """Ask a model: one forward pass over all items, see `answers.statistics`, and continuations."""
+    """Ask a model: one forward pass over all items, see `answers.statistics`, and continuations.
+
+    A classifier is asked once more about the items to forget, for its answers themselves.
+    """
     rows = Known.by(asked, lambda side: statistics(subject, side, together, chunk))
     outputs = _outputs(subject, asked.forget, together)
     return replace(rows, outputs=outputs, said=_said(subject, asked.continued))

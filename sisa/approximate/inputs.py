@@ -98,16 +98,8 @@ def check(forget: Batch, others: Mapping[str, Batch]) -> tuple[str, ...]:
                 f"{both} of the items to forget are in the {name} file too.",
                 f"Take them out of the {name} file.",
             )
-        if name.partition("/")[0] in ALIGNED and len(items) != len(forget):
-            raise DataError(
-                f"There are {len(forget)} items to forget and {len(items)} in the {name} file.",
-                "Give one for each, in the same order.",
-            )
-        if name.partition("/")[0] in ALIGNED and (odd := _elsewhere(forget, items)):
-            raise DataError(
-                f"{odd} items of the {name} file ask something else than those to forget.",
-                "Give one for each, in the same order.",
-            )
+        if name.partition("/")[0] in ALIGNED:
+            _check_aligned(forget, items, name)
     if "retain" in others and "holdout" in others:
         both = len(set(others["retain"].digests()) & set(others["holdout"].digests()))
         if both:
@@ -124,6 +116,19 @@ def check(forget: Batch, others: Mapping[str, Batch]) -> tuple[str, ...]:
         if idle := sum(not n for n in items.counts()):
             warnings.append(f"{idle} items of the {name} file have no labelled position.")
     return tuple(warnings)
+
+
+def _check_aligned(forget: Batch, items: Batch, name: str) -> None:
+    """Refuse what does not stand beside each item to forget."""
+    order = "Give one for each, in the same order."
+    if len(items) != len(forget):
+        raise DataError(
+            f"There are {len(forget)} items to forget and {len(items)} in the {name} file.", order
+        )
+    if odd := _elsewhere(forget, items):
+        raise DataError(
+            f"{odd} items of the {name} file ask something else than those to forget.", order
+        )
 
 
 def _elsewhere(forget: Batch, other: Batch) -> int:

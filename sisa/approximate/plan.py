@@ -158,18 +158,19 @@ def _comparable(subject: Subject, retrained: Subject) -> None:
     Raises:
         ConfigurationError: It is of another kind, or has other tokens or classes.
     """
-    sizes = [
-        each.module.get_output_embeddings().weight.shape[0]
-        if isinstance(each, LanguageModel)
-        else each.about.classes
-        for each in (subject, retrained)
-        if isinstance(each, LanguageModel | FolderClassifier)
-    ]
-    if subjects.kind(subject) != subjects.kind(retrained) or len({*sizes}) > 1:
+    built = {(subjects.kind(each), _outputs(each)) for each in (subject, retrained)}
+    if len(built) > 1:
         raise ConfigurationError(
             "The retrained model is of another kind, or has other tokens or classes.",
             "Retrain a model of the same build.",
         )
+
+
+def _outputs(subject: Subject) -> int | None:
+    """How many tokens or classes a model chooses among; None where that is not known."""
+    if isinstance(subject, LanguageModel):
+        return int(subject.module.get_output_embeddings().weight.shape[0])
+    return subject.about.classes if isinstance(subject, FolderClassifier) else None
 
 
 def _there(request: Request) -> dict[str, Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from sisa.results.columns import columns
 
 MIB = 2**20
 
@@ -24,14 +26,6 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """What has a value before and after, in words, by part of the evidence and figure."""
-
-
-def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
 
 
 def settings(found: Mapping[str, Any]) -> str:

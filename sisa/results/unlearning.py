@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from sisa.results.base import Result
-from sisa.results.unlearned_text import MIB, columns, evidence, settings
+from sisa.results.columns import columns
+from sisa.results.unlearned_text import MIB, evidence, settings
 
 
 class MethodShown(Result):

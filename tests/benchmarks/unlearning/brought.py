@@ -80,12 +80,8 @@ def adapters(made: Trained, settings: tuple[str, ...]) -> Adapters:
         made: With the base and its data.
         settings: Of `eul`.
     """
-    lines = made.files["forget"].read_text().splitlines(keepends=True)
-    each = math.ceil(len(lines) / REQUESTS)
     folders, seconds, steps = [], 0.0, 0
-    for number in range(REQUESTS):
-        part = made.files["forget"].with_name(f"forget-{number}.jsonl")
-        part.write_text("".join(lines[number * each : (number + 1) * each]))
+    for number, part in enumerate(parts(made, REQUESTS)):
         name = f"{'-'.join(settings).replace('/', '-')}-{number}"
         folder = made.folder / "adapters" / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,6 +100,16 @@ def adapters(made: Trained, settings: tuple[str, ...]) -> Adapters:
         folders.append(folder)
         seconds, steps = seconds + (done.seconds or 0.0), steps + done.steps
     return Adapters(tuple(folders), seconds, steps)
+
+
+def parts(made: Trained, count: int) -> list[Path]:
+    """Files of several requests, which have the items to forget among them in their order."""
+    lines, files = made.files["forget"].read_text().splitlines(keepends=True), []
+    each = math.ceil(len(lines) / count)
+    for number in range(count):
+        files.append(made.files["forget"].with_name(f"forget-{number}.jsonl"))
+        files[-1].write_text("".join(lines[number * each : (number + 1) * each]))
+    return files
 
 
 def apart(made: Trained) -> Path:

@@ -12,7 +12,7 @@ import common
 from sisa.approximate import models, sequence, unlearn
 from sisa.approximate.batches import read_texts
 from sisa.approximate.item_values import mean_probability
-from unlearning import grid
+from unlearning import brought, grid
 from unlearning.training import Trained
 from unlearning.trials import alone
 
@@ -78,14 +78,17 @@ def _asked(made: Trained, folder: Path) -> dict[str, Any]:
     def mean(file: Path) -> float:
         return mean_probability(subject, read_texts(file, subject.tokenizer))
 
-    each = {"kept": mean(made.files["retain"]), "forgotten": [mean(f) for f in _parts(made)]}
+    each = {
+        "kept": mean(made.files["retain"]),
+        "forgotten": [mean(f) for f in brought.parts(made, REQUESTS)],
+    }
     return {"after": [(0, each)]}
 
 
 def _in_turn(made: Trained, name: str) -> dict[str, Any]:
     out = made.folder / "in-turn" / name
     shutil.rmtree(out, ignore_errors=True)
-    parts, rate = _parts(made), CHOSEN[name]
+    parts, rate = brought.parts(made, REQUESTS), CHOSEN[name]
     (settings,) = (each for each in grid.tried()[name] if each[0] == rate)
     request = unlearn.Request(
         name,
@@ -99,13 +102,3 @@ def _in_turn(made: Trained, name: str) -> dict[str, Any]:
     done = sequence.run(request, parts).requests
     after = [{"kept": each.kept, "forgotten": list(each.forgotten)} for each in done]
     return {"after": list(enumerate(after, 1))}
-
-
-def _parts(made: Trained) -> list[Path]:
-    """A file for each request."""
-    lines = made.files["forget"].read_text().splitlines(keepends=True)
-    each, files = len(lines) // REQUESTS, []
-    for number in range(REQUESTS):
-        files.append(made.files["forget"].with_name(f"request-{number + 1}.jsonl"))
-        files[-1].write_text("".join(lines[number * each : (number + 1) * each]))
-    return files
