@@ -14,20 +14,23 @@ import shutil
 import signal
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load_file, save_file
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from torch import distributed
 
+from cluster import steps
 from cluster.connect import connect
 from cluster.parted import PartedModel, Processes, answers, kept
 from sisa.approximate import loop
@@ -41,20 +44,14 @@ from sisa.approximate.request import Request
 from sisa.approximate.step import Sources
 from sisa.config import ExecutorSection
 from sisa.errors import ConfigurationError, SisaError, UsageError, WorkerError
+from sisa.executor import RETRIES
 
 TRAINED = "trained.safetensors"
 ATTEMPTS = "attempts"
+STEPS = "steps.jsonl"
 
-
-@dataclass(frozen=True)
-class Done(Carried):
-    """What the workers did; the peak memory of its outcome is the largest of any worker.
-
-    Attributes:
-        told: What each step of this attempt was, in order, with its number.
-    """
-
-    told: tuple[tuple[Mapping[str, float], int], ...] = ()
+PATIENCE = 600
+"""Seconds that a worker waits for another before it takes it for lost, as torch does over NCCL."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class _Job:
     identity: str
 
 
-def on_workers(plan: Plan, working: Path, report: loop.Report) -> Done:
+def on_workers(plan: Plan, working: Path, report: loop.Report) -> Carried:
     """Carry a plan out on as many workers as its settings say; `RAY_ADDRESS` names a running Ray.
 
     See `carried_out` for what it raises.
@@ -96,7 +93,7 @@ def carried_out(
     workers: int,
     use_gpu: bool = False,
     address: str | None = None,
-) -> Done:
+) -> Carried:
     """Let a method change the plan's model in place, on several workers.
 
     The run is that of one process with the same settings: of the `accumulate` batches of a step,
@@ -105,7 +102,8 @@ def carried_out(
     Args:
         plan: What to do; its model is on the processor.
         working: Folder of checkpoints, which all workers see at the same path.
-        report: Called for every step of this attempt, once all are done.
+        report: Called in another thread for every step of this call as it is done; those that lost
+            workers took since their last checkpoint are taken, and told, again.
         workers: How many; each has one CPU, and one GPU where they are used.
         use_gpu: Whether the model is held on GPUs.
         address: Of a running Ray; None starts one on this machine.
@@ -116,21 +114,26 @@ def carried_out(
             here, or the method compares more with the model as it was than can be kept.
         DivergedError: The method left all numbers behind; the last checkpoint is kept.
         BusyError: No Ray answers at the address.
-        WorkerError: A worker died; called again in the same way, the run goes on.
+        WorkerError: A worker failed, or was lost more often than may be retried; called again in
+            the same way, the run goes on.
     """
     _require_for_several(plan, workers)
     job = _Job(_stripped(plan.request), working.absolute(), _identity(plan))
+    again = Retrying(
+        retry=retry_if_exception_type(_LostError),
+        stop=stop_after_attempt(1 + RETRIES),
+        reraise=True,
+    )
     with connect(ExecutorSection(address=address, workers=workers), working):
         _require_room(workers, use_gpu)
-        done = _fit(job, attempt(plan.identity, job.working), workers, use_gpu)
+        with steps.followed(job.working / STEPS, report):
+            done = again(lambda: _fit(job, attempt(plan.identity, job.working), workers, use_gpu))
     _take(plan, working / TRAINED)
-    for metrics, step in done.told:
-        report(metrics, step)
     return done
 
 
 def attempt(identity: str, working: Path) -> RunConfig:
-    """A configuration that Ray Train cannot take for that of an earlier run, and no second try.
+    """A configuration that Ray Train cannot take for that of an earlier run, nor try again itself.
 
     Args:
         identity: Digest of all that decides what comes out.
@@ -145,21 +148,22 @@ def attempt(identity: str, working: Path) -> RunConfig:
     )
 
 
-def _fit(job: _Job, config: RunConfig, workers: int, use_gpu: bool) -> Done:
+def _fit(job: _Job, config: RunConfig, workers: int, use_gpu: bool) -> Carried:
     """Run the workers.
 
     Raises:
-        SisaError: What a worker raised.
+        SisaError: What a worker raised, or WorkerError where it raised nothing of ours.
     """
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=PATIENCE),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=config,
     )
     try:
         with _interrupts_kept():
-            found: Done = trainer.fit().return_value
+            found: Carried = trainer.fit().return_value
     except TrainingFailedError as failure:
         raise _ours(failure) from failure
     finally:
@@ -167,7 +171,7 @@ def _fit(job: _Job, config: RunConfig, workers: int, use_gpu: bool) -> Done:
     return found
 
 
-def _work(config: dict[str, Any]) -> Done:
+def _work(config: dict[str, Any]) -> Carried:
     """What each worker does."""
     if ray.train.get_checkpoint() is not None:
         raise ConfigurationError(
@@ -178,13 +182,12 @@ def _work(config: dict[str, Any]) -> Done:
     plan, device = _seen(job), get_device()
     team, model = Processes(device), PartedModel(_language(plan.subject), device)
     before = _known(plan, team, model)
-    told: list[tuple[Mapping[str, float], int]] = []
     parted = replace(plan, subject=model)
     near = neighbours(parted)
     outcome = looped(
         parted,
         job.working,
-        lambda metrics, step: told.append((dict(metrics), step)),
+        partial(steps.tell, job.working / STEPS) if team.first else lambda metrics, step: None,
         _reference(parted, near, team, model),
         near,
         team=team,
@@ -195,7 +198,7 @@ def _work(config: dict[str, Any]) -> Done:
     after = None
     with suppress(SisaError):  # it collapsed, and is written nevertheless
         after = _known(plan, team, model)
-    return Done(outcome, before, after, tuple(told))
+    return Carried(outcome, before, after)
 
 
 def _seen(job: _Job) -> Plan:
@@ -329,17 +332,34 @@ def _require_room(workers: int, use_gpu: bool) -> None:
             )
 
 
+class _LostError(WorkerError):
+    """A worker was lost, by no fault of what it was asked to do: another may do it."""
+
+
 def _ours(failure: TrainingFailedError) -> SisaError:
     """The error for what went wrong in a worker: its own, where it is one of ours."""
-    failures = getattr(failure, "worker_failures", {}).values()
-    causes = [getattr(found, "_base_exc", found) for found in failures]
+    causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
     for cause in causes:
         if isinstance(cause, SisaError):
             return cause
-    kinds = ", ".join(sorted({type(cause).__name__ for cause in causes})) or type(failure).__name__
-    return WorkerError(
-        f"A worker died: {kinds}.", "Make the same call again: it goes on from its checkpoint."
+    remedy = "Make the same call again: it goes on from its checkpoint."
+    if faults := [cause for cause in causes if not _lost(cause)]:
+        return WorkerError(f"A worker failed: {_kinds(faults)}.", remedy)
+    return _LostError(
+        f"A worker died or did not answer for {PATIENCE} s: {_kinds(causes)}.", remedy
     )
+
+
+def _kinds(errors: list[Exception]) -> str:
+    """Their classes, without what they say, which may quote an item."""
+    return ", ".join(sorted({type(error).__name__ for error in errors}))
+
+
+def _lost(cause: Exception) -> bool:
+    """Whether it says that a worker was lost: by Ray, or by another worker that waited for it."""
+    said = str(cause).lower()  # gloo has no class of its own for it
+    by_worker = isinstance(cause, distributed.DistError) or "timed out" in said
+    return by_worker or "connection" in said or type(cause).__module__.startswith("ray.")
 
 
 @contextmanager

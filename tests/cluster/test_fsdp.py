@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,19 @@ from sisa.approximate import asked as asking
 from sisa.approximate.carry_out import carried_out
 from sisa.approximate.plan import Plan, look
 from sisa.approximate.request import Request
-from sisa.errors import ConfigurationError, UsageError, WorkerError
+from sisa.errors import ConfigurationError, SisaError, UsageError, WorkerError
 
 from ..approximate import language
 
 pytestmark = pytest.mark.ray
 
 SETTINGS = ("items_per_batch=2", "accumulate=2", "lr=1e-4", "checkpoint_every=1")
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here has anything to do for so long."""
+    monkeypatch.setattr(fsdp, "PATIENCE", 120)
 
 
 @pytest.fixture(scope="module")
@@ -70,32 +75,41 @@ def same(found: asking.Known | None, expected: asking.Known, tolerance: float) -
 
 
 @contextlib.contextmanager
-def a_worker_is_killed(working: Path) -> Iterator[None]:
-    """Kill one of the processes that train, once there is a checkpoint."""
-    ended = threading.Event()
+def one_worker_gets(sign: signal.Signals, working: Path) -> Iterator[list[psutil.Process]]:
+    """Send a signal to one of the processes that train, once there is a checkpoint.
 
-    def kill() -> None:
+    Yields:
+        That process, once it has it.
+    """
+    ended, hit = threading.Event(), list[psutil.Process]()
+
+    def send() -> None:
         while not ended.is_set() and not list(working.glob("*.progress.safetensors")):
             time.sleep(0.01)
         own = psutil.Process().children(recursive=True)
         workers = [p for p in own if "RayTrainWorker" in "".join(p.cmdline())]
         if not ended.is_set():
-            os.kill(workers[0].pid, signal.SIGKILL)
+            hit.append(workers[0])
+            workers[0].send_signal(sign)
 
-    watching = threading.Thread(target=kill)
+    watching = threading.Thread(target=send)
     watching.start()
     try:
-        yield
+        yield hit
     finally:
         ended.set()
         watching.join()
 
 
 def test_a_run_that_lost_a_worker_goes_on_to_the_curve_of_one_process(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (*SETTINGS, "epochs=15")
-    with a_worker_is_killed(tmp_path), pytest.raises(WorkerError, match="A worker died"):
+    monkeypatch.setattr(fsdp, "RETRIES", 0)
+    with (
+        one_worker_gets(signal.SIGKILL, tmp_path),
+        pytest.raises(WorkerError, match="A worker died"),
+    ):
         fsdp.carried_out(plan(folder, "npo", *settings), tmp_path, workers=2)
     (checkpoint,) = tmp_path.glob("*.progress.safetensors")
     assert not (tmp_path / fsdp.ATTEMPTS).exists()
@@ -114,6 +128,47 @@ def test_a_run_that_lost_a_worker_goes_on_to_the_curve_of_one_process(
     expected = one.subject.trainable()
     for name, tensor in several.subject.trainable().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+
+
+def test_a_worker_that_falls_silent_is_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsdp, "PATIENCE", 20)
+    several, told, early = plan(folder, "npo", *SETTINGS, "epochs=15"), list[int](), set[bool]()
+
+    def report(metrics: Mapping[str, float], step: int) -> None:
+        told.append(step)
+        early.add(not (tmp_path / fsdp.TRAINED).exists())
+
+    with one_worker_gets(signal.SIGSTOP, tmp_path) as silent:
+        done = fsdp.carried_out(several, tmp_path, report, workers=2)
+    assert not silent[0].is_running()
+    assert set(told) == set(range(1, 31)) and len(told) <= 31  # one that was not kept comes again
+    assert True in early
+    one = plan(folder, "npo", *SETTINGS, "epochs=15")
+    outcome = carried_out(one, tmp_path / "one", lambda metrics, step: None)
+    assert done.outcome.losses == pytest.approx(outcome.losses, rel=0, abs=1e-5)
+
+
+def test_only_a_worker_that_was_lost_is_replaced() -> None:
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    left = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 30000ms for recv operation")
+    closed = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    gone = WorkerHealthCheckFailedError("gone", OSError())
+    own = ConfigurationError("Of ours.")
+
+    def error(*raised: Exception) -> SisaError:
+        return fsdp._ours(WorkerGroupError("failed", dict(enumerate(raised))))
+
+    lost = [error(left), error(closed, gone), error(gone), error(torch.distributed.DistError())]
+    lost.append(fsdp._ours(ControllerError(left)))
+    assert all(isinstance(e, fsdp._LostError) for e in lost)
+    failed = error(KeyError("alice"), closed)
+    assert not isinstance(failed, fsdp._LostError)
+    assert "A worker failed: KeyError." in str(failed) and "alice" not in str(failed)
+    assert error(closed, own) is own
 
 
 @pytest.mark.slow
