@@ -33,12 +33,14 @@ from torch import distributed
 from cluster import steps
 from cluster.connect import connect
 from cluster.parted import PartedModel, Processes, answers, kept
+from cluster.targets import PartedTarget
 from sisa.approximate import loop
 from sisa.approximate.asked import Known
+from sisa.approximate.attacked import attack
 from sisa.approximate.batches import Batch
-from sisa.approximate.carry_out import Carried, asked, looped, neighbours, reference_of
+from sisa.approximate.carry_out import Carried, asked, attacks, looped, neighbours, reference_of
 from sisa.approximate.models import LanguageModel, Subject
-from sisa.approximate.plan import Plan, loaded, look
+from sisa.approximate.plan import Plan, loaded, look, trained
 from sisa.approximate.reference import Reference
 from sisa.approximate.request import Request
 from sisa.approximate.step import Sources
@@ -128,7 +130,8 @@ def carried_out(
         _require_room(workers, use_gpu)
         with steps.followed(job.working / STEPS, report):
             done = again(lambda: _fit(job, attempt(plan.identity, job.working), workers, use_gpu))
-    _take(plan, working / TRAINED)
+    _take(plan.subject, working / TRAINED)
+    (working / TRAINED).unlink()
     return done
 
 
@@ -195,10 +198,17 @@ def _work(config: dict[str, Any]) -> Carried:
     )
     _give(team, model, job.working / TRAINED)
     outcome = replace(outcome, peak_bytes=max(team.all([outcome.peak_bytes])))
+    if before is None:
+        return Carried(outcome)
     after = None
     with suppress(SisaError):  # it collapsed, and is written nevertheless
         after = _known(plan, team, model)
-    return Carried(outcome, before, after)
+    del model, parted  # an attack needs its memory
+    if after is None:
+        return Carried(outcome, before)
+    how = attacks(plan)
+    target = PartedTarget(partial(_fresh, plan, job.working / TRAINED), team, device, how)
+    return Carried(outcome, before, after, attack(target, asked(plan), before.forget, how))
 
 
 def _seen(job: _Job) -> Plan:
@@ -270,13 +280,19 @@ def _give(team: Processes, model: PartedModel, file: Path) -> None:
     distributed.barrier()
 
 
+def _fresh(plan: Plan, file: Path) -> LanguageModel:
+    """The model with what was trained, once more, whole and on the processor."""
+    model = _language(trained(plan.request, plan.chosen))
+    _take(model, file)
+    return model
+
+
 @torch.no_grad()
-def _take(plan: Plan, file: Path) -> None:
-    """Put what was trained into the plan's model."""
-    parameters = plan.subject.trainable()
+def _take(model: Subject, file: Path) -> None:
+    """Put what was trained into a model."""
+    parameters = model.trainable()
     for name, tensor in load_file(file).items():
         parameters[name].copy_(tensor)
-    file.unlink()
 
 
 def _require_for_several(plan: Plan, workers: int) -> None:

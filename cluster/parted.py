@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -31,11 +31,14 @@ class Processes:
 
     Args:
         device: Where the tensors of this one are.
+
+    Attributes:
+        size: How many they are.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._rank, self._size = distributed.get_rank(), distributed.get_world_size()
+        self._rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     @property
     def first(self) -> bool:
@@ -44,7 +47,7 @@ class Processes:
 
     def share(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
         """Every so many-th piece; who would have one less does the first one again, for nothing."""
-        for start in range(0, len(pieces), self._size):
+        for start in range(0, len(pieces), self.size):
             at = start + self._rank
             yield (pieces[at], True) if at < len(pieces) else (pieces[0], False)
 
@@ -65,7 +68,7 @@ class Processes:
 
     def all(self, own: Sequence[Piece]) -> list[Piece]:
         """What was found of all pieces, in their order, from what was found of those that count."""
-        found: list[list[Piece]] = [[] for _ in range(self._size)]
+        found: list[list[Piece]] = [[] for _ in range(self.size)]
         distributed.all_gather_object(found, list(own))
         longest = max(map(len, found))
         return [part[at] for at in range(longest) for part in found if at < len(part)]
@@ -95,10 +98,11 @@ class PartedModel(LanguageModel):
                 # gradients are of shares of one loss: their sum is wanted, not their mean
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
-        self._root: Any = root  # FSDP2 has given it a class of its own
+        self._root = cast(Any, root)  # FSDP2 has given it a class of its own
         self._where, self._decoder = device, root
         with torch.no_grad():  # FSDP2 looks for its parts in the first forward
             self._last(packed(_TOKEN, device))
+        self._root.reshard()  # the module's parameters are parts until the next forward
 
     @property
     def device(self) -> torch.device:

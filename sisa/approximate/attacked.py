@@ -6,23 +6,21 @@ quantisation ask what of the forget items' probability comes back.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from pydantic import ValidationError
 
-from sisa.approximate.answers import CHUNK, ITEMS, mean_probability, of_some, statistics
+from sisa.approximate.answers import mean_probability, of_some
+from sisa.approximate.asked import Asked
 from sisa.approximate.attacks import membership as scored
-from sisa.approximate.attacks import quantise, relearn
-from sisa.approximate.attacks.membership import Observed, gradient_norms, zlib_sizes
+from sisa.approximate.attacks import relearn
+from sisa.approximate.attacks.membership import Array, Observed, zlib_sizes
 from sisa.approximate.attacks.recovered import recovered_share
 from sisa.approximate.attacks.roc import Measured, measure
 from sisa.approximate.batches import Batch, Items
-from sisa.approximate.chunks import row_values
 from sisa.approximate.evidence import (
     NOT_EVALUATED,
     Attack,
@@ -34,10 +32,12 @@ from sisa.approximate.evidence import (
 )
 from sisa.approximate.metrics.privacy import auc, privacy_leakage
 from sisa.approximate.metrics.statistics import RowStatistics
-from sisa.approximate.models import Classifier, LanguageModel, Subject, merged
-from sisa.approximate.objectives.rows import nll
+from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.rows import IGNORED
+from sisa.approximate.targets import Attacks, Target
 from sisa.errors import ConfigurationError, IncompleteError, SisaError
+
+Part = TypeVar("Part")
 
 METRIC = "probability"
 """What recovery is measured in: mean over items of exp(-mean negative log likelihood)."""
@@ -54,25 +54,6 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Attacks:
-    """How a model is attacked.
-
-    Attributes:
-        lr: Learning rate of relearning, which tries multiples of it too, see `RATES`.
-        steps: Optimizer steps of relearning, at each rate.
-        seed: Of the split of relearning.
-        items: Items that go through the model at once.
-        chunk: Rows whose logits exist at once.
-    """
-
-    lr: float
-    steps: int = 20
-    seed: int = 0
-    items: int = ITEMS
-    chunk: int = CHUNK
-
-
-@dataclass(frozen=True)
 class Seen:
     """Items, and what models say of them.
 
@@ -80,27 +61,78 @@ class Seen:
         items: Those that were to be forgotten, or those that no model ever saw.
         rows: What the model under attack says of them.
         reference: What a model says that never saw any of them, if there is one.
+        gradients: Norms of the attacked model's gradients by them, if they were taken.
     """
 
     items: Batch
     rows: RowStatistics
     reference: RowStatistics | None = None
+    gradients: Array | None = None
 
 
-def membership(subject: Subject, forget: Seen, never: Seen, how: Attacks) -> Membership:
+@dataclass(frozen=True)
+class Attacked:
+    """What attacks came to for which copies of a model are made; or why they came to nothing.
+
+    Attributes:
+        gradients: Norms of the gradients by the items to forget, and by those never seen.
+        relearning: What came back by fine-tuning.
+        quantisation: What came back by rounding.
+    """
+
+    gradients: tuple[Array, Array] | SisaError
+    relearning: Relearning | SisaError
+    quantisation: Quantisation | SisaError
+
+
+def attack(target: Target, asked: Asked, before: RowStatistics, how: Attacks) -> Attacked:
+    """Attack a model in every way that needs more than its answers.
+
+    Args:
+        target: The model.
+        asked: The items.
+        before: What the model said before of those to forget.
+        how: Rates and steps.
+    """
+    forget = asked.forget
+    return Attacked(
+        tried(lambda: _gradients(target, asked)),
+        tried(lambda: relearning(target, forget, before, how)),
+        tried(lambda: quantisation(target, forget, before)),
+    )
+
+
+def tried(measure: Callable[[], Part]) -> Part | SisaError:
+    """What is measured, or the error that says why it cannot be."""
+    try:
+        return measure()
+    except SisaError as error:
+        return error
+    except ValidationError:
+        return IncompleteError("A figure of it is out of its range.")
+
+
+def _gradients(target: Target, asked: Asked) -> tuple[Array, Array]:
+    if asked.holdout is None:
+        raise IncompleteError(
+            "No items were given that no model ever saw.", "Name them with --holdout."
+        )
+    return target.gradients(asked.forget), target.gradients(asked.holdout)
+
+
+def membership(subject: Subject, forget: Seen, never: Seen) -> Membership:
     """Tell forget items from items that were never seen, by every attack there is.
 
     Args:
-        subject: The model under attack, not changed.
+        subject: The model under attack, whose tokenizer tells the texts of items.
         forget: Items to forget.
         never: Items that no model ever saw.
-        how: Batches.
 
     Raises:
         IncompleteError: There are too few of either.
         DataError: A statistic is not a finite number.
     """
-    found = [_scores(subject, side, how) for side in (forget, never)]
+    found = [_scores(subject, side) for side in (forget, never)]
     leaked = _leakage(forget, never)
     return Membership(
         members=len(forget.items),
@@ -127,14 +159,14 @@ def _leakage(forget: Seen, never: Seen) -> float | None:
     return privacy_leakage(*areas).value
 
 
-def relearning(subject: Subject, forget: Batch, before: RowStatistics, how: Attacks) -> Relearning:
+def relearning(target: Target, forget: Batch, before: RowStatistics, how: Attacks) -> Relearning:
     """Fine-tune copies on half of the forget items, and look for the other half.
 
     Args:
-        subject: The model under attack, not changed.
+        target: The model under attack.
         forget: Items to forget.
         before: What the model said of them before.
-        how: Rates, steps and batches.
+        how: Rates, steps and seed.
 
     Raises:
         IncompleteError: There are fewer than two items.
@@ -143,21 +175,12 @@ def relearning(subject: Subject, forget: Batch, before: RowStatistics, how: Atta
     learned, asked = (part.tolist() for part in relearn.split(len(forget), 0.5, how.seed))
     if len(asked) < 2:
         raise IncompleteError("Relearning leaves one item to ask about, and a mean of one is none.")
-    kept, base = forget.select(asked), mean_probability(of_some(before, asked))
-    batches = [forget.select(learned[i : i + how.items]) for i in range(0, len(learned), how.items)]
+    base = mean_probability(of_some(before, asked))
     best: relearn.Relearned | None = None
     for rate in RATES:
         try:
-            found = relearn.relearn(
-                subject.module,
-                batches,
-                lambda module, batch: _loss(around(subject, module), batch, how.chunk),
-                lambda module: _probability(around(subject, module), kept, how),
-                base,
-                steps=how.steps,
-                lr=rate * how.lr,
-                every=max(1, how.steps // 4),
-                seed=how.seed,
+            found = target.relearned(
+                forget.select(learned), forget.select(asked), base, rate * how.lr
             )
         except SisaError:  # a rate that breaks the model recovers nothing
             continue
@@ -167,7 +190,7 @@ def relearning(subject: Subject, forget: Batch, before: RowStatistics, how: Atta
         raise ConfigurationError("Relearning came to no finite loss at any learning rate.")
     unlearned, (attacked, recovered) = best.curve[0][1], _best(best)
     return Relearning(
-        items=len(kept),
+        items=len(asked),
         tuned_on="forget items",
         steps=how.steps,
         lr=best.lr,
@@ -177,16 +200,13 @@ def relearning(subject: Subject, forget: Batch, before: RowStatistics, how: Atta
     )
 
 
-def quantisation(
-    subject: Subject, forget: Batch, before: RowStatistics, how: Attacks
-) -> Quantisation:
+def quantisation(target: Target, forget: Batch, before: RowStatistics) -> Quantisation:
     """Round the weights to 8 and 4 bits, and look for the forget items.
 
     Args:
-        subject: The model under attack, not changed.
+        target: The model under attack.
         forget: Items to forget.
         before: What the model said of them before.
-        how: Batches.
 
     Raises:
         IncompleteError: There are fewer than two items, or no layer that can be quantised.
@@ -194,12 +214,7 @@ def quantisation(
     """
     if len(forget) < 2:
         raise IncompleteError("A statistic over one item means nothing.")
-    whole = _whole(subject)
-    found = quantise.evaluate(
-        whole.module,
-        lambda module: _probability(around(whole, module), forget, how),
-        mean_probability(before),
-    )
+    found = target.quantised(forget, mean_probability(before))
     return Quantisation(
         items=len(forget),
         bits={
@@ -215,25 +230,9 @@ def quantisation(
     )
 
 
-def around(subject: Subject, module: nn.Module) -> Subject:
-    """A subject of the same kind with another module of the same build."""
-    if isinstance(subject, LanguageModel):
-        return LanguageModel(module, subject.tokenizer)
-    return Classifier(module)
-
-
-def _whole(subject: Subject) -> Subject:
-    """With its adapter in the weights, as it would be quantised to be served."""
-    if isinstance(subject, LanguageModel) and subject.adapted:
-        return merged(LanguageModel(copy.deepcopy(subject.module), subject.tokenizer))
-    return subject
-
-
-def _scores(subject: Subject, seen: Seen, how: Attacks) -> dict[str, scored.Array]:
-    with _every(subject) as parameters:
-        gradients = gradient_norms(_losses(subject, seen.items, how.chunk), parameters)
+def _scores(subject: Subject, seen: Seen) -> dict[str, scored.Array]:
     sizes = _sizes(subject, seen.items)
-    return scored.scores(Observed(seen.rows, sizes, seen.reference, gradients))
+    return scored.scores(Observed(seen.rows, sizes, seen.reference, seen.gradients))
 
 
 def _attack(found: Measured) -> Attack:
@@ -271,34 +270,3 @@ def _sizes(subject: Subject, items: Any) -> Any:
         t[own != IGNORED].tolist() for t, own in zip(items.tokens, items.labels, strict=True)
     )
     return zlib_sizes(subject.tokenizer.decode(tokens) for tokens in learned)
-
-
-def _losses(subject: Subject, items: Batch, chunk: int) -> Iterator[Tensor]:
-    """Mean nll of each item, with a graph."""
-    with torch.enable_grad():
-        for index in range(len(items)):
-            yield _loss(subject, items.select([index]), chunk)
-
-
-def _loss(subject: Subject, batch: Any, chunk: int) -> Tensor:
-    """Mean nll over the rows of a batch."""
-    return row_values(subject.rows(batch), [nll], None, chunk).mean()
-
-
-@contextmanager
-def _every(subject: Subject) -> Iterator[Sequence[Tensor]]:
-    """All parameters, each with a gradient: an attacker need not leave any frozen."""
-    found = [p for p in subject.module.parameters() if p.is_floating_point()]
-    frozen = [p for p in found if not p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield found
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-def _probability(subject: Subject, items: Batch, how: Attacks) -> float:
-    """Mean probability that a model gives to items."""
-    return mean_probability(statistics(subject, items, how.items, how.chunk))

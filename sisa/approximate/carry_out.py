@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sisa.approximate import editing, loop, reference
 from sisa.approximate.asked import Asked, Known
+from sisa.approximate.attacked import Attacked
 from sisa.approximate.batches import Batch
 from sisa.approximate.declaration import Method
 from sisa.approximate.floor import with_floor
@@ -18,6 +19,7 @@ from sisa.approximate.plan import Plan, loaded
 from sisa.approximate.reference import Reference
 from sisa.approximate.rewind import Epochs, rewind
 from sisa.approximate.similarity import Examiner
+from sisa.approximate.targets import Attacks
 from sisa.approximate.team import Team
 from sisa.errors import ConfigurationError, IncompleteError
 
@@ -30,11 +32,13 @@ class Carried:
         outcome: Of the method.
         before: What the model said before; None if evidence is not wanted.
         after: What it says now, if it was asked.
+        attacked: What attacks on it came to, if they were made.
     """
 
     outcome: loop.Outcome
     before: Known | None = None
     after: Known | None = None
+    attacked: Attacked | None = None
 
 
 Carrier = Callable[[Plan, Path, loop.Report], Carried]
@@ -53,6 +57,13 @@ def asked(plan: Plan) -> Asked:
         wrong=[items for name, items in others.items() if name.startswith("wrong/")],
         continued=own.continued_items,
     )
+
+
+def attacks(plan: Plan) -> Attacks:
+    """How the plan's model is attacked afterwards."""
+    own, how = plan.chosen.own, plan.chosen.loop
+    lr = how.lr if own.relearn_lr is None else own.relearn_lr
+    return Attacks(lr, own.relearn_steps, how.seed, how.items_per_batch, how.chunk_rows)
 
 
 def carried_out(plan: Plan, working: Path, report: loop.Report) -> loop.Outcome:

@@ -9,11 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pydantic import ValidationError
-
-from sisa.approximate import attacked
 from sisa.approximate.asked import Asked, Known, known
-from sisa.approximate.attacked import Attacks, Seen
+from sisa.approximate.attacked import Attacked, Seen, attack, membership, tried
 from sisa.approximate.evidence import (
     NOT_EVALUATED,
     Continuation,
@@ -25,7 +22,8 @@ from sisa.approximate.evidence import (
 )
 from sisa.approximate.findings import continuation, memorisation, oracle, truth, utility_of
 from sisa.approximate.models import Subject
-from sisa.errors import IncompleteError, SisaError
+from sisa.approximate.targets import Attacks, Held
+from sisa.errors import SisaError
 
 Part = TypeVar("Part")
 
@@ -60,7 +58,9 @@ class Examination:
             never = known(retrained, replace(asked, continued=None), *sizes)
         return cls(asked, known(subject, asked, *sizes), attacks, never)
 
-    def end(self, subject: Subject, after: Known | None = None) -> tuple[Evidence, tuple[str, ...]]:
+    def end(
+        self, subject: Subject, after: Known | None = None, made: Attacked | None = None
+    ) -> tuple[Evidence, tuple[str, ...]]:
         """Measure all that can be measured of the model as it is now; it is not changed.
 
         A part that cannot be measured is "not evaluated", and a sentence tells why.
@@ -68,6 +68,7 @@ class Examination:
         Args:
             subject: The model.
             after: What it says of the items, if it was asked already.
+            made: What attacks on it came to, if they were made already.
 
         Returns:
             The evidence, and sentences on what is missing.
@@ -75,30 +76,27 @@ class Examination:
         asked, before, attacks = self.asked, self.before, self.attacks
         lacking: list[str] = []
 
-        def part(name: str, measure: Callable[[], Part]) -> Part | NotEvaluated:
-            try:
-                return measure()
-            except SisaError as error:
-                why = error.message
-            except ValidationError:
-                why = "A figure of it is out of its range."
-            lacking.append(f"{name} was not evaluated. {why}")
+        def part(name: str, measure: Callable[[], Part | SisaError]) -> Part | NotEvaluated:
+            if not isinstance(found := tried(measure), SisaError):
+                return found
+            lacking.append(f"{name} was not evaluated. {found.message}")
             return NOT_EVALUATED
 
         said = part("Anything", lambda: self._known(subject)) if after is None else after
         if isinstance(said, str):
             return Evidence(), tuple(lacking)
         now: Known = said
-        forget = (asked.forget, before.forget, attacks)
+        if made is None:
+            made = attack(Held(subject, attacks), asked, before.forget, attacks)
         found = Evidence(
             memorisation=part("Memorisation", lambda: memorisation(before.forget, now.forget)),
             continuation=part("What it says by itself", lambda: self._continuation(now)),
             truth=part("The truth ratio", lambda: self._truth(now)),
             utility=part("Utility", lambda: utility_of(before, now)),
             oracle=part("The comparison", lambda: self._oracle(now)),
-            membership=part("Membership", lambda: self._membership(subject, now)),
-            relearning=part("Relearning", lambda: attacked.relearning(subject, *forget)),
-            quantisation=part("Quantisation", lambda: attacked.quantisation(subject, *forget)),
+            membership=part("Membership", lambda: self._membership(subject, now, made)),
+            relearning=part("Relearning", lambda: made.relearning),
+            quantisation=part("Quantisation", lambda: made.quantisation),
         )
         return found, tuple(lacking)
 
@@ -120,15 +118,14 @@ class Examination:
             return NOT_EVALUATED
         return truth(self.asked, self.before, after, self.retrained)
 
-    def _membership(self, subject: Subject, after: Known) -> Membership:
-        if self.asked.holdout is None or after.holdout is None:
-            raise IncompleteError(
-                "No items were given that no model ever saw.", "Name them with --holdout."
-            )
-        never = self.retrained
-        return attacked.membership(
+    def _membership(self, subject: Subject, after: Known, made: Attacked) -> Membership:
+        if isinstance(made.gradients, SisaError):
+            raise made.gradients
+        asked, never = self.asked, self.retrained
+        assert asked.holdout is not None and after.holdout is not None
+        of_forget, of_holdout = (None, None) if never is None else (never.forget, never.holdout)
+        return membership(
             subject,
-            Seen(self.asked.forget, after.forget, None if never is None else never.forget),
-            Seen(self.asked.holdout, after.holdout, None if never is None else never.holdout),
-            self.attacks,
+            Seen(asked.forget, after.forget, of_forget, made.gradients[0]),
+            Seen(asked.holdout, after.holdout, of_holdout, made.gradients[1]),
         )

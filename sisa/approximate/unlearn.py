@@ -28,9 +28,8 @@ from sisa.approximate import (
     sweep,
 )
 from sisa.approximate.asked import Known, known
-from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import Items
-from sisa.approximate.carry_out import Carried, Carrier, asked, carried_out
+from sisa.approximate.carry_out import Carried, Carrier, asked, attacks, carried_out
 from sisa.approximate.edits import statistics
 from sisa.approximate.evidence import Evidence
 from sisa.approximate.examine import Examination
@@ -181,11 +180,8 @@ def _evidence(
     """What is measured of the plan's model now, and sentences on what is missing."""
     if carried.before is None:
         return Evidence(), ()
-    own, how = plan.chosen.own, plan.chosen.loop
-    lr = how.lr if own.relearn_lr is None else own.relearn_lr
-    attacks = Attacks(lr, own.relearn_steps, how.seed, how.items_per_batch, how.chunk_rows)
-    begun = Examination(asked(plan), carried.before, attacks, never)
-    return begun.end(plan.subject, carried.after)
+    begun = Examination(asked(plan), carried.before, attacks(plan), never)
+    return begun.end(plan.subject, carried.after, carried.attacked)
 
 
 def _statement(

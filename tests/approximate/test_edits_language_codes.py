@@ -19,7 +19,6 @@ from sisa.approximate import (
     statement,
     subjects,
 )
-from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import Items, read_texts
 from sisa.approximate.edits.bottlenecks import ResidualBottleneck
 from sisa.approximate.edits.codes import Usage, tied
@@ -31,6 +30,7 @@ from sisa.approximate.examine import Asked, Examination
 from sisa.approximate.item_values import mean_probability
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.targets import Attacks
 from sisa.cli import main
 from sisa.errors import ConfigurationError, DivergedError, IncompleteError, SisaError
 

@@ -12,11 +12,12 @@ import torch
 
 from sisa.approximate import answers, inputs, models
 from sisa.approximate.asked import Asked
-from sisa.approximate.attacked import Attacks, _cut
+from sisa.approximate.attacked import _cut
 from sisa.approximate.batches import Examples, Items
 from sisa.approximate.evidence import NOT_EVALUATED
 from sisa.approximate.examine import Examination
 from sisa.approximate.models import Classifier, LanguageModel
+from sisa.approximate.targets import Attacks
 
 from .language import llama, made
 

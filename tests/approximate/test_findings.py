@@ -15,12 +15,12 @@ from scipy import stats
 
 from sisa.approximate import inputs, models, statement
 from sisa.approximate.asked import Asked, known
-from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import PROMPT, Items
 from sisa.approximate.evidence import NOT_EVALUATED
 from sisa.approximate.examine import Examination
 from sisa.approximate.findings import continuation
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.targets import Attacks
 
 from .language import llama, made
 from .shop import SHORT, call, qa, write

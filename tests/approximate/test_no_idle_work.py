@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from sisa.approximate import attacked, carry_out, loop, models, reference, unlearn
+from sisa.approximate import attacked, carry_out, loop, models, reference, targets, unlearn
 from sisa.approximate.asked import Asked
-from sisa.approximate.attacked import Attacks
 from sisa.approximate.controllers import Measured
 from sisa.approximate.evidence import NOT_EVALUATED
 from sisa.approximate.examine import Examination
 from sisa.approximate.methods import METHODS, OBJECTIVES
 from sisa.approximate.models import LanguageModel
 from sisa.approximate.plan import look
+from sisa.approximate.targets import Attacks
 from sisa.approximate.unlearn import Request
 from sisa.errors import IncompleteError
 
@@ -169,7 +169,7 @@ def test_one_forward_of_a_batch_tells_everything_that_is_known_of_it(
     def left_out(*_: Any) -> Any:
         raise IncompleteError("It was left out.")
 
-    monkeypatch.setattr(attacked, "gradient_norms", lambda losses, parameters: None)
+    monkeypatch.setattr(targets, "gradient_norms", lambda losses, parameters: None)
     monkeypatch.setattr(attacked, "relearning", left_out)
     monkeypatch.setattr(attacked, "quantisation", left_out)
     sides = {name: made([9, 8, 7, 9, 6, 8, 7], i, name=name) for i, name in enumerate(SIDES)}

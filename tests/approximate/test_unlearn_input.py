@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 
 from sisa.approximate import inputs, progress, statement, unlearn
 from sisa.approximate.asked import Asked
-from sisa.approximate.attacked import Attacks
 from sisa.approximate.examine import Examination
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.targets import Attacks
 from sisa.approximate.unlearn import Request
 from sisa.cli import main
 from sisa.errors import (

@@ -7,6 +7,7 @@ out of each run as `CASE.pt` in FOLDER.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -19,10 +20,13 @@ from torch import Tensor, distributed
 
 from sisa.approximate import loop, models, reference
 from sisa.approximate.answers import statistics
+from sisa.approximate.asked import Asked
+from sisa.approximate.attacked import attack
 from sisa.approximate.batches import Items
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
 from sisa.approximate.reference import Reference
+from sisa.approximate.targets import Attacks, Target
 from sisa.errors import SisaError
 
 SETTINGS = loop.Settings(epochs=2, items_per_batch=2, accumulate=2, lr=1e-3, checkpoint_every=1)
@@ -68,6 +72,15 @@ CASES = {
     "rmu-narrowed": Case("rmu", settings={"layer": 1}, narrowed=True),  # hidden states behind it
     "taken-up": Case("npo", taken_up=True),  # from the checkpoint of one process
 }
+
+
+ATTACKED = {
+    "whole": (Case("npo"), 4),
+    "lora": (Case("npo", lora=True), 4),
+    "tied": (Case("npo", model={"tie_word_embeddings": True}), 3),  # shares of 2 items and of 1
+    "narrowed": (Case("npo", narrowed=True), 1),  # one of the two has nothing to do
+}
+"""Models that are attacked, and how many items of a step there are."""
 
 
 @dataclass(frozen=True)
@@ -175,16 +188,68 @@ def hears_of_a_collapse(language: Any) -> bool:
     """Whether this process hears that the model collapsed on an item of the first process."""
     from cluster.parted import PartedModel, Processes, answers
 
-    made, (forget, _) = LanguageModel(language.llama()), items(language)
-    others = {int(token) for tokens in forget.tokens[2:] for token in tokens}
-    only = next(int(token) for token in forget.tokens[0] if int(token) not in others)
-    made.module.get_input_embeddings().weight.data[only] = torch.nan
-    device = torch.device("cpu")
+    device, (forget, _) = torch.device("cpu"), items(language)
     try:
-        answers(Processes(device), PartedModel(made, device), forget, 2)
+        answers(Processes(device), PartedModel(collapsed(language), device), forget, 2)
     except SisaError:
         return True
     return False
+
+
+def unlearned(case: Case, language: Any) -> LanguageModel:
+    """A model that is attacked, with an adapter that does something, always the same."""
+    made = case.made(language)
+    draws = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.trainable().values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=draws))
+    return made
+
+
+def attacks_of(language: Any, target: Target, how: Attacks) -> dict[str, Any]:
+    """What attacks on a model come to, as plain values."""
+    forget, never = items(language)
+    asked = Asked(forget.select([0, 1, 2, 4, 5]), None, never.select(range(3)))
+    before = statistics(LanguageModel(language.llama(seed=5)), asked.forget, 2)
+    found = attack(target, asked, before, how)
+    assert not isinstance(found.gradients, SisaError)
+    parts = {"relearning": found.relearning, "quantisation": found.quantisation}
+    return {
+        "gradients": [norms.tolist() for norms in found.gradients],
+        **{n: str(p) if isinstance(p, SisaError) else p.model_dump() for n, p in parts.items()},
+    }
+
+
+def attacks_of_two(language: Any) -> dict[str, Any]:
+    """What attacks come to that two processes make together, by the model's name."""
+    from cluster.parted import Processes
+    from cluster.targets import PartedTarget
+
+    device = torch.device("cpu")
+    found = {}
+    for name, (case, size) in ATTACKED.items():
+        how = attacks_with(size)
+        target = PartedTarget(
+            functools.partial(unlearned, case, language), Processes(device), device, how
+        )
+        found[name] = attacks_of(language, target, how)
+    how = attacks_with(4)
+    broken = PartedTarget(functools.partial(collapsed, language), Processes(device), device, how)
+    return {**found, "collapsed": attacks_of(language, broken, how)}
+
+
+def attacks_with(size: int) -> Attacks:
+    """How models are attacked, with so many items at once."""
+    return Attacks(lr=1e-4, steps=6, seed=1, items=size, chunk=5)
+
+
+def collapsed(language: Any) -> LanguageModel:
+    """A model that has no number to say about the first item, and some about the others."""
+    made, (forget, _) = LanguageModel(language.llama()), items(language)
+    others = {int(token) for tokens in forget.tokens[1:] for token in tokens}
+    only = next(int(token) for token in forget.tokens[0] if int(token) not in others)
+    made.module.get_input_embeddings().weight.data[only] = torch.nan
+    return made
 
 
 def main(language_file: str, folder: str, rank: str) -> None:
@@ -201,6 +266,7 @@ def main(language_file: str, folder: str, rank: str) -> None:
             torch.save(vars(found), Path(folder, f"{name}.pt"))
     torch.save(nll_of_halved(language), Path(folder, f"halved-{rank}.pt"))
     torch.save(hears_of_a_collapse(language), Path(folder, f"heard-{rank}.pt"))
+    torch.save(attacks_of_two(language), Path(folder, f"attacks-{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()
     sys.stdout.flush()

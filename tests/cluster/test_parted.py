@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sisa.approximate.answers import statistics
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.targets import Held
 
 from ..approximate import language
 from . import pair
@@ -83,3 +85,37 @@ def test_changed_parameters_are_what_the_next_forward_has(both: Path) -> None:
 
 def test_a_collapse_that_one_sees_is_heard_of_by_both(both: Path) -> None:
     assert [torch.load(both / f"heard-{rank}.pt") for rank in (0, 1)] == [True, True]
+
+
+@pytest.mark.parametrize("name", pair.ATTACKED)
+def test_attacks_of_two_come_to_those_of_one(both: Path, name: str) -> None:
+    case, size = pair.ATTACKED[name]
+    how, model = pair.attacks_with(size), pair.unlearned(case, language)
+    one = pair.attacks_of(language, Held(model, how), how)
+    for rank in (0, 1):
+        found = torch.load(both / f"attacks-{rank}.pt")[name]
+        for own, other in zip(found["gradients"], one["gradients"], strict=True):
+            assert own == pytest.approx(other, rel=1e-4)
+        assert found["relearning"] == approximately(one["relearning"])
+        assert found["quantisation"] == approximately(one["quantisation"])
+    for part in (one["relearning"]["recovery"], *one["quantisation"]["bits"].values()):
+        assert part["attacked"] != pytest.approx(part["unlearned"], rel=4e-3)  # it does something
+
+
+def test_attacks_on_a_collapse_come_to_an_end_for_both(both: Path) -> None:
+    how = pair.attacks_with(4)
+    one = pair.attacks_of(language, Held(pair.collapsed(language), how), how)
+    assert "no finite loss at any learning rate" in one["relearning"]
+    assert "no finite log probability" in one["quantisation"]
+    for rank in (0, 1):
+        found = torch.load(both / f"attacks-{rank}.pt")["collapsed"]
+        for own, other in zip(found.pop("gradients"), one["gradients"], strict=True):
+            assert own == pytest.approx(other, rel=1e-4, nan_ok=True)
+        assert found == {name: one[name] for name in found}
+
+
+def approximately(value: Any) -> Any:
+    """The same, with numbers that may differ as sums in another order do."""
+    if isinstance(value, dict):
+        return {name: approximately(inner) for name, inner in value.items()}
+    return pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value

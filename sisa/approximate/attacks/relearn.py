@@ -86,10 +86,29 @@ def relearn(
     every: int = 1,
     seed: int = 0,
 ) -> Relearned:
-    """Take steps of AdamW on a copy, all its parameters trained; the model stays as it is.
+    """Take steps of AdamW on a copy; the model stays as it is. See `tune`."""
+    attacked = copy.deepcopy(model)
+    return tune(
+        attacked, batches, loss, metric, original, steps=steps, lr=lr, every=every, seed=seed
+    )
+
+
+def tune(
+    attacked: nn.Module,
+    batches: Sequence[Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    metric: Callable[[nn.Module], float],
+    original: float,
+    *,
+    steps: int,
+    lr: float,
+    every: int = 1,
+    seed: int = 0,
+) -> Relearned:
+    """Take steps of AdamW on a model, all its parameters trained, in place.
 
     Args:
-        model: The unlearned model.
+        attacked: A copy of the unlearned model.
         batches: What to learn from, in turn: a part of the forgotten, or harmless data.
         loss: To be minimised, a scalar.
         metric: Of what was forgotten, but not learned from; called in eval mode, without gradients.
@@ -109,11 +128,10 @@ def relearn(
         raise IncompleteError("There is nothing to relearn from.", "Give one batch or more.")
     if steps < 1 or every < 1:
         raise UsageError("Relearning needs a step or more.", "Set `steps` and `every` above 0.")
-    attacked = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(_all_trainable(attacked), lr=lr, weight_decay=0)
     curve = [(0, _measured(attacked, metric))]
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(_all_trainable(attacked), lr=lr, weight_decay=0)
         for step in range(1, steps + 1):
             _step(attacked, optimizer, loss, batches[(step - 1) % len(batches)], step)
             if step % every == 0 or step == steps:

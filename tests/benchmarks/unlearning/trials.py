@@ -23,7 +23,6 @@ from data_index.storage import canonical_json, sha256
 from sisa.approximate import models, unlearn
 from sisa.approximate.answers import mean_probability, statistics
 from sisa.approximate.asked import Asked, known
-from sisa.approximate.attacked import Attacks
 from sisa.approximate.batches import Items, read_texts
 from sisa.approximate.examine import Examination
 from sisa.approximate.memory import Peak
@@ -33,6 +32,7 @@ from sisa.approximate.metrics.probability import probability
 from sisa.approximate.metrics.quality import forget_quality
 from sisa.approximate.metrics.scores import Scores
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.targets import Attacks
 from sisa.errors import DivergedError, IncompleteError, SisaError
 from unlearning import brought, grid
 from unlearning.training import COST, Trained

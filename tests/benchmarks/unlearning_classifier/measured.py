@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from sisa.approximate.answers import statistics
-from sisa.approximate.attacked import Attacks, Seen, membership
+from sisa.approximate.attacked import Seen, membership
 from sisa.approximate.batches import Examples
 from sisa.approximate.evidence import Membership
 from sisa.approximate.metrics.classifier import PredictionDistance, accuracy, prediction_distance
 from sisa.approximate.metrics.scores import Figure
 from sisa.approximate.models import Classifier
+from sisa.approximate.targets import Attacks, Held
 from unlearning_classifier.images import Scenario
 
 TOGETHER = 500
@@ -62,11 +63,11 @@ def said(subject: Classifier, scenario: Scenario, retrain: Classifier) -> Said:
     rows = [statistics(subject, part, TOGETHER) for part in parts]
     far = [_distance(subject, retrain, part) for part in (sides.forget, scenario.test)]
     never = [statistics(retrain, part, TOGETHER) for part in (sides.forget, scenario.unseen)]
+    target = Held(subject, ATTACKS)
     attacks = membership(
         subject,
-        Seen(sides.forget, rows[0], never[0]),
-        Seen(scenario.unseen, rows[3], never[1]),
-        ATTACKS,
+        Seen(sides.forget, rows[0], never[0], target.gradients(sides.forget)),
+        Seen(scenario.unseen, rows[3], never[1], target.gradients(scenario.unseen)),
     )
     same = [_value(each.agreement) for each in far]
     counts = [len(sides.forget), len(scenario.test)]
