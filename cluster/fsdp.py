@@ -35,7 +35,7 @@ from cluster.connect import connect
 from cluster.parted import PartedModel, Processes, answers, kept
 from cluster.targets import PartedTarget
 from sisa.approximate import loop
-from sisa.approximate.asked import Known
+from sisa.approximate.asked import Known, said
 from sisa.approximate.attacked import attack
 from sisa.approximate.batches import Batch
 from sisa.approximate.carry_out import Carried, asked, attacks, looped, neighbours, reference_of
@@ -252,8 +252,9 @@ def _known(plan: Plan, team: Processes, model: PartedModel) -> Known | None:
         return None
     how = plan.chosen.loop
     sizes = (how.items_per_batch, how.chunk_rows)
-    rows = Known.by(asked(plan), lambda side: answers(team, model, side, *sizes))
-    return replace(rows, said="A model that several workers hold does not go on by itself.")
+    items = asked(plan)
+    rows = Known.by(items, lambda side: answers(team, model, side, *sizes))
+    return replace(rows, said=said(model, items.continued))
 
 
 def _reference(
@@ -309,11 +310,7 @@ def _require_for_several(plan: Plan, workers: int) -> None:
             f"Set accumulate to a multiple of {workers}.",
         )
     _language(plan.subject)
-    alone = {
-        "an edit": method.kind == "edit",
-        "rewind": bool(plan.chosen.own.rewind),
-        "similarity": "similarity" in method.controller.wants,
-    }
+    alone = {"an edit": method.kind == "edit", "rewind": bool(plan.chosen.own.rewind)}
     for what in (name for name, there in alone.items() if there):
         raise ConfigurationError(
             f"{method.name} with {what} is carried out by one process alone.", "Set workers to 1."

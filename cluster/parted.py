@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -109,6 +110,12 @@ class PartedModel(LanguageModel):
         """Where this process's part is."""
         return self._where
 
+    @property
+    def speaker(self) -> Speaker:
+        """What continues texts; all processes must continue the same."""
+        self._root.reshard()
+        return Speaker(self._root, self._head, self.module.config)
+
     def rows(self, batch: Items) -> HiddenRows:
         """One forward up to the head, even if nothing of the batch is labelled."""
         self._root.reshard()
@@ -134,6 +141,31 @@ class PartedModel(LanguageModel):
         """The parameters that are trained, in parts, by name."""
         self._root.reshard()
         return super().trainable()
+
+
+class Speaker:
+    """A model in parts, called as `generation.greedy` calls one of transformers.
+
+    The logits of the first process are those of all, so that all see the same text end.
+
+    Args:
+        root: Gives hidden states.
+        head: Makes logits of them.
+        config: Of the model.
+    """
+
+    training = False
+
+    def __init__(self, root: Any, head: nn.Module, config: Any) -> None:
+        self.config, self.parameters = config, head.parameters
+        self._root, self._head = root, head
+
+    def __call__(self, *, logits_to_keep: int, **inputs: Any) -> Any:
+        """Logits [B, 1, V] of the last positions, and the cache."""
+        found = self._root(**inputs)
+        logits = self._head(found.last_hidden_state[:, -logits_to_keep:])
+        distributed.broadcast(logits, 0)
+        return SimpleNamespace(logits=logits, past_key_values=found.past_key_values)
 
 
 class _Root(nn.Module):

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sisa.approximate.answers import CHUNK, ITEMS, statistics
 from sisa.approximate.batches import Batch, Examples, Items
+from sisa.approximate.evidence import tried
+from sisa.approximate.metrics.knowledge import rouge_scores
+from sisa.approximate.metrics.scores import Scores
 from sisa.approximate.metrics.statistics import RowStatistics
 from sisa.approximate.models import Classifier, LanguageModel, Subject
 from sisa.approximate.similarity import continued
@@ -86,8 +89,8 @@ class Known:
         paraphrased: Of other right answers.
         wrong: Of wrong answers.
         outputs: Of a classifier for the items to forget, [B, C] on the CPU.
-        said: What it says by itself after each beginning, and what follows in truth; None where it
-            was not asked, and why it could not say anything.
+        said: Recall and F1 of ROUGE-L between what it says by itself after each beginning and what
+            follows in truth; why there is none, where it could not; None where it was not asked.
     """
 
     forget: RowStatistics
@@ -96,7 +99,7 @@ class Known:
     paraphrased: RowStatistics | None = None
     wrong: tuple[RowStatistics, ...] = ()
     outputs: Tensor | None = None
-    said: tuple[tuple[str, str], ...] | str | None = None
+    said: tuple[Scores, Scores] | SisaError | None = None
 
     @classmethod
     def by(cls, asked: Asked, ask: Callable[[Batch], RowStatistics]) -> Known:
@@ -116,7 +119,23 @@ def known(subject: Subject, asked: Asked, together: int = ITEMS, chunk: int = CH
     """
     rows = Known.by(asked, lambda side: statistics(subject, side, together, chunk))
     outputs = _outputs(subject, asked.forget, together)
-    return replace(rows, outputs=outputs, said=_said(subject, asked.continued))
+    return replace(rows, outputs=outputs, said=said(subject, asked.continued))
+
+
+def said(subject: Subject, items: Items | None) -> tuple[Scores, Scores] | SisaError | None:
+    """How much of some items a model says by itself: see `Known.said`."""
+    if items is None or not isinstance(subject, LanguageModel) or subject.tokenizer is None:
+        return None
+    decode, model, begun = subject.tokenizer.decode, subject, items
+
+    def scores() -> tuple[Scores, Scores]:
+        found = continued(model, begun)
+        return rouge_scores(
+            [decode(made.tolist()) for made, _ in found],
+            [decode(true.tolist()) for _, true in found],
+        )
+
+    return tried(scores)
 
 
 @torch.no_grad()
@@ -129,18 +148,6 @@ def _outputs(subject: Subject, items: Batch, together: int) -> Tensor | None:
         rows = subject.rows(items.select(range(at, min(at + together, len(items)))))
         parts.append(rows.head(rows.hidden).cpu())
     return torch.cat(parts)
-
-
-def _said(subject: Subject, items: Items | None) -> tuple[tuple[str, str], ...] | str | None:
-    """Texts of continuations and of what follows in truth, or why there are none."""
-    if items is None or not isinstance(subject, LanguageModel) or subject.tokenizer is None:
-        return None
-    try:
-        found = continued(subject, items)
-    except SisaError as error:
-        return error.message
-    decode = subject.tokenizer.decode
-    return tuple((decode(made.tolist()), decode(true.tolist())) for made, true in found)
 
 
 def _some(items: Batch, most: int | None) -> list[int]:

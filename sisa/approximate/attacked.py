@@ -6,12 +6,10 @@ quantisation ask what of the forget items' probability comes back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from sisa.approximate.answers import mean_probability, of_some
 from sisa.approximate.asked import Asked
@@ -29,6 +27,7 @@ from sisa.approximate.evidence import (
     Quantisation,
     Recovery,
     Relearning,
+    tried,
 )
 from sisa.approximate.metrics.privacy import auc, privacy_leakage
 from sisa.approximate.metrics.statistics import RowStatistics
@@ -36,8 +35,6 @@ from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.rows import IGNORED
 from sisa.approximate.targets import Attacks, Target
 from sisa.errors import ConfigurationError, IncompleteError, SisaError
-
-Part = TypeVar("Part")
 
 METRIC = "probability"
 """What recovery is measured in: mean over items of exp(-mean negative log likelihood)."""
@@ -100,16 +97,6 @@ def attack(target: Target, asked: Asked, before: RowStatistics, how: Attacks) ->
         tried(lambda: relearning(target, forget, before, how)),
         tried(lambda: quantisation(target, forget, before)),
     )
-
-
-def tried(measure: Callable[[], Part]) -> Part | SisaError:
-    """What is measured, or the error that says why it cannot be."""
-    try:
-        return measure()
-    except SisaError as error:
-        return error
-    except ValidationError:
-        return IncompleteError("A figure of it is out of its range.")
 
 
 def _gradients(target: Target, asked: Asked) -> tuple[Array, Array]:

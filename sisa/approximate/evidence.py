@@ -7,11 +7,15 @@ item: a statistic over one means nothing.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from sisa.errors import IncompleteError, SisaError
 from sisa.statement import Number, Part
+
+Found = TypeVar("Found")
 
 NOT_EVALUATED: Literal["not evaluated"] = "not evaluated"
 
@@ -254,3 +258,13 @@ class Evidence(Part):
         """Whether the three attacks were all made. What they showed is for the reader to judge."""
         attacks = (self.membership, self.relearning, self.quantisation)
         return NOT_EVALUATED if NOT_EVALUATED in attacks else "evaluated"
+
+
+def tried(measure: Callable[[], Found]) -> Found | SisaError:
+    """What is measured, or the error that says why it cannot be."""
+    try:
+        return measure()
+    except SisaError as error:
+        return error
+    except ValidationError:
+        return IncompleteError("A figure of it is out of its range.")

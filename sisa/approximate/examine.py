@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from sisa.approximate.asked import Asked, Known, known
-from sisa.approximate.attacked import Attacked, Seen, attack, membership, tried
+from sisa.approximate.attacked import Attacked, Seen, attack, membership
 from sisa.approximate.evidence import (
     NOT_EVALUATED,
     Continuation,
@@ -19,6 +19,7 @@ from sisa.approximate.evidence import (
     NotEvaluated,
     Oracle,
     Truth,
+    tried,
 )
 from sisa.approximate.findings import continuation, memorisation, oracle, truth, utility_of
 from sisa.approximate.models import Subject

@@ -20,12 +20,11 @@ from sisa.approximate.evidence import (
 )
 from sisa.approximate.metrics import memory, probability
 from sisa.approximate.metrics.classifier import prediction_distance
-from sisa.approximate.metrics.knowledge import rouge_scores
 from sisa.approximate.metrics.quality import forget_quality
 from sisa.approximate.metrics.scores import Figure, Scores
 from sisa.approximate.metrics.statistics import RowStatistics
 from sisa.approximate.rows import IGNORED
-from sisa.errors import ConfigurationError, IncompleteError
+from sisa.errors import ConfigurationError, IncompleteError, SisaError
 
 
 def memorisation(before: RowStatistics, after: RowStatistics) -> Memorisation:
@@ -95,10 +94,11 @@ def continuation(items: Items, before: Known, after: Known) -> Continuation:
 
 def _repeated(known: Known) -> tuple[Scores, Scores]:
     """Recall and F1 of what was said."""
-    if known.said is None or isinstance(known.said, str):
-        raise IncompleteError(known.said or "Nobody asked it to go on.")
-    said, true = zip(*known.said, strict=True)
-    return rouge_scores(said, true)
+    if known.said is None:
+        raise IncompleteError("Nobody asked it to go on.")
+    if isinstance(known.said, SisaError):
+        raise known.said
+    return known.said
 
 
 def _begun(items: Items) -> Literal["questions", "passages", "both"]:

@@ -124,6 +124,11 @@ class LanguageModel:
         found: torch.device = self._head.weight.device
         return found
 
+    @property
+    def speaker(self) -> Any:
+        """What continues texts, called as a model of transformers is: see `generation.greedy`."""
+        return self._module
+
     def rows(self, batch: Items) -> HiddenRows:
         """One forward up to the head; none if nothing of the batch is labelled."""
         pack = packed(batch, self.device)

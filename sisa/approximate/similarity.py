@@ -114,7 +114,7 @@ def continued(subject: LanguageModel, items: Items) -> list[tuple[Tensor, Tensor
     begun = [_split(t, n, ends) for t, n in zip(items.tokens, items.labels, strict=True)]
     asked = [i for i, (_, rest) in enumerate(begun) if len(rest)]
     said = greedy(
-        subject.module,
+        subject.speaker,
         [begun[i][0] for i in asked],
         [len(begun[i][1]) for i in asked],
         ends.tolist(),

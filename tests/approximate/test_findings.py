@@ -19,8 +19,10 @@ from sisa.approximate.batches import PROMPT, Items
 from sisa.approximate.evidence import NOT_EVALUATED
 from sisa.approximate.examine import Examination
 from sisa.approximate.findings import continuation
+from sisa.approximate.metrics.knowledge import rouge_scores
 from sisa.approximate.models import LanguageModel
 from sisa.approximate.targets import Attacks
+from sisa.errors import IncompleteError
 
 from .language import llama, made
 from .shop import SHORT, call, qa, write
@@ -122,7 +124,7 @@ def test_what_is_known_by_heart_is_said_again(shop: Path) -> None:
     unknown, _ = Examination.begin(model, Asked(forget, continued=never), ATTACKS).end(model)
     assert unknown.continuation != NOT_EVALUATED and unknown.continuation.f1.after < 0.9
 
-    said = replace(by_heart.before, said="It is silent.")
+    said = replace(by_heart.before, said=IncompleteError("It is silent."))
     silent, lacking = replace(by_heart, before=said).end(model)
     assert silent.continuation == NOT_EVALUATED
     assert "What it says by itself was not evaluated. It is silent." in lacking
@@ -149,8 +151,8 @@ def test_the_command_carries_all_of_it(shop: Path, tmp_path: Path) -> None:
 def test_recall_and_f1_are_those_of_words() -> None:
     items = made([6, 6], 1)
     rows = known(LanguageModel(llama(0)), Asked(items))
-    before = replace(rows, said=(("a b c d", "a b"), ("x", "y")))
-    after = replace(rows, said=(("a", "a b"), ("y y", "y")))
+    before = replace(rows, said=rouge_scores(["a b c d", "x"], ["a b", "y"]))
+    after = replace(rows, said=rouge_scores(["a", "y y"], ["a b", "y"]))
     found = continuation(items, before, after)
     assert (found.recall.before, found.recall.after) == pytest.approx((1 / 2, 3 / 4))
     assert (found.f1.before, found.f1.after) == pytest.approx((1 / 3, 2 / 3))

@@ -23,9 +23,13 @@ from sisa.approximate.answers import statistics
 from sisa.approximate.asked import Asked
 from sisa.approximate.attacked import attack
 from sisa.approximate.batches import Items
+from sisa.approximate.chunks import row_values
 from sisa.approximate.methods import METHODS
 from sisa.approximate.models import LanguageModel
+from sisa.approximate.neighbours import nearest
+from sisa.approximate.objectives.rows import nll
 from sisa.approximate.reference import Reference
+from sisa.approximate.similarity import Examiner, continued
 from sisa.approximate.targets import Attacks, Target
 from sisa.errors import SisaError
 
@@ -44,6 +48,7 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     taken_up: bool = False
     narrowed: bool = False
+    fitted: bool = False
     steps: int = 4
 
     def made(self, language: Any) -> LanguageModel:
@@ -51,6 +56,8 @@ class Case:
         subject = LanguageModel(language.llama(**self.model))
         if self.narrowed:
             language.narrow(subject.module)
+        if self.fitted:
+            fit(subject, items(language)[0].select([0, 1, 4]))
         return models.with_lora(subject, 4, 8.0, 0) if self.lora else subject
 
     @property
@@ -70,6 +77,7 @@ CASES = {
     "rmu": Case("rmu", settings={"layer": 1}),  # hidden states of a second model
     "npo-narrowed": Case("npo", narrowed=True),  # with a bottleneck that has lost codes
     "rmu-narrowed": Case("rmu", settings={"layer": 1}, narrowed=True),  # hidden states behind it
+    "icu": Case("icu", settings={"below": 0.5}, fitted=True, steps=3),  # items that are left alone
     "taken-up": Case("npo", taken_up=True),  # from the checkpoint of one process
 }
 
@@ -102,6 +110,15 @@ def items(language: Any) -> tuple[Items, Items]:
     return Items(forget.ids, forget.tokens, tuple(labels)), retain
 
 
+def fit(subject: LanguageModel, known: Items) -> None:
+    """Let a model learn items by heart."""
+    optimizer = torch.optim.Adam(subject.trainable().values(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        row_values(subject.rows(known), [nll], None, 128).mean().backward()
+        optimizer.step()
+
+
 def alone(case: Case, language: Any, folder: Path | None = None, stop_after: int = 0) -> Found:
     """What one process makes of it; with `stop_after` it raises after so many steps."""
     subject, norms = case.made(language), list[float]()
@@ -114,9 +131,27 @@ def alone(case: Case, language: Any, folder: Path | None = None, stop_after: int
         if step == stop_after:
             raise InterruptedError
 
-    outcome = loop.run(subject, case.configured, forget, retain, SETTINGS, folder, compared, report)
+    outcome = loop.run(
+        subject,
+        case.configured,
+        forget,
+        retain,
+        SETTINGS,
+        folder,
+        compared,
+        report,
+        neighbours=near(case, subject, forget, retain),
+        measure=Examiner(subject, forget, retain),
+    )
     after = statistics(subject, forget, 2).nll
     return Found(outcome.losses, tuple(norms), subject.trainable(), before, after)
+
+
+def near(case: Case, subject: LanguageModel, forget: Items, retain: Items) -> Items | None:
+    """The nearest item to keep of each item to forget, where the method looks at it."""
+    if case.method != "icu":
+        return None
+    return retain.select(nearest(subject, forget, retain, items_per_batch=2).indices)
 
 
 def _compared(case: Case, language: Any, subject: Any, batches: list[Any]) -> Reference | None:
@@ -158,6 +193,8 @@ def together(case: Case, language: Any, folder: Path) -> Found:
         folder,
         compared,
         lambda metrics, step: norms.append(metrics["gradient_norm"]),
+        neighbours=near(case, subject, forget, retain),
+        measure=Examiner(subject, forget, retain),
         team=team,
         identity=identity,
     )
@@ -182,6 +219,15 @@ def nll_of_halved(language: Any) -> Tensor:
     answers(team, subject, forget, 2)
     halve(parameters)
     return answers(team, subject, forget, 2).nll
+
+
+def said(language: Any, subject: LanguageModel) -> list[list[Tensor]]:
+    """How a model goes on with what is to be forgotten, and so once all of it is halved."""
+    forget, parameters, found = items(language)[0], subject.trainable(), []
+    for _ in range(2):
+        found.append([made for made, _ in continued(subject, forget)])
+        halve(parameters)
+    return found
 
 
 def hears_of_a_collapse(language: Any) -> bool:
@@ -266,6 +312,10 @@ def main(language_file: str, folder: str, rank: str) -> None:
             torch.save(vars(found), Path(folder, f"{name}.pt"))
     torch.save(nll_of_halved(language), Path(folder, f"halved-{rank}.pt"))
     torch.save(hears_of_a_collapse(language), Path(folder, f"heard-{rank}.pt"))
+    from cluster.parted import PartedModel
+
+    parted = PartedModel(CASES["icu"].made(language), torch.device("cpu"))
+    torch.save(said(language, parted), Path(folder, f"said-{rank}.pt"))
     torch.save(attacks_of_two(language), Path(folder, f"attacks-{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()

@@ -64,8 +64,7 @@ def plan(folder: Path, method: str, *settings: str) -> Plan:
 
 def known(of: Plan) -> asking.Known:
     """What its model says, asked by this process."""
-    sides = asking.Asked.of(of.forget, of.others["retain"], of.others["holdout"])
-    return asking.known(of.subject, sides, 2)
+    return asking.known(of.subject, asked(of), 2)
 
 
 def same(found: asking.Known | None, expected: asking.Known, tolerance: float) -> None:
@@ -74,6 +73,9 @@ def same(found: asking.Known | None, expected: asking.Known, tolerance: float) -
         of, like = getattr(found, side), getattr(expected, side)
         torch.testing.assert_close(of.nll, like.nll, rtol=0, atol=tolerance)
         assert torch.equal(of.item, like.item) and of.items == like.items
+    assert isinstance(found.said, tuple) and isinstance(expected.said, tuple)
+    for own, other in zip(found.said, expected.said, strict=True):
+        assert torch.equal(own.values, other.values)
 
 
 def alike(found: Attacked | None, expected: Attacked) -> None:

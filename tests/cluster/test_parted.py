@@ -83,6 +83,20 @@ def test_changed_parameters_are_what_the_next_forward_has(both: Path) -> None:
         assert torch.equal(torch.load(both / f"halved-{rank}.pt"), expected)
 
 
+def test_two_go_on_with_a_text_as_one_does(both: Path) -> None:
+    subject = pair.CASES["icu"].made(language)
+    true = [rest for _, rest in pair.continued(subject, pair.items(language)[0])]
+    expected = pair.said(language, subject)
+
+    def equal(said: list[torch.Tensor], other: list[torch.Tensor]) -> int:
+        return sum(torch.equal(*each) for each in zip(said, other, strict=True))
+
+    assert equal(expected[0], true) >= 3 > equal(expected[1], true)
+    for rank in (0, 1):
+        found = torch.load(both / f"said-{rank}.pt")
+        assert [equal(*each) for each in zip(found, expected, strict=True)] == [6, 6]
+
+
 def test_a_collapse_that_one_sees_is_heard_of_by_both(both: Path) -> None:
     assert [torch.load(both / f"heard-{rank}.pt") for rank in (0, 1)] == [True, True]
 
