@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 import torch
+from ray import exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -42,7 +43,7 @@ from sisa.approximate.carry_out import Carried, asked, attacks, looped, neighbou
 from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.plan import Plan, loaded, look, trained
 from sisa.approximate.reference import Reference
-from sisa.approximate.request import Request
+from sisa.approximate.request import Configured, Request
 from sisa.approximate.step import Sources
 from sisa.config import ExecutorSection
 from sisa.errors import ConfigurationError, SisaError, UsageError, WorkerError
@@ -52,8 +53,32 @@ TRAINED = "trained.safetensors"
 ATTEMPTS = "attempts"
 STEPS = "steps.jsonl"
 
-PATIENCE = 600
-"""Seconds that a worker waits for another before it takes it for lost, as torch does over NCCL."""
+PATIENCE = 1800
+"""Seconds that a worker waits for another before it takes it for lost, as Ray Train's does.
+
+Within them the first worker writes a checkpoint, while the others wait.
+"""
+
+SAID_OF_THE_LOST = (
+    "timed out waiting",
+    "connect timeout",
+    "connection",
+    "connectfullmesh",
+    "broken pipe",
+    "socket closed",
+    "pair closure",
+)
+"""What gloo, which has no class of its own for it, says of a process that is gone."""
+
+CLASSES_OF_THE_LOST = (
+    "NCCLHangError",
+    "PreemptionError",
+    "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+)
+"""What Ray Train calls it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +130,8 @@ def carried_out(
         plan: What to do; its model is on the processor.
         working: Folder of checkpoints, which all workers see at the same path.
         report: Called in another thread for every step of this call as it is done; those that lost
-            workers took since their last checkpoint are taken, and told, again.
+            workers took since their last checkpoint are taken, and told, again. What it raises is
+            raised once the workers are done.
         workers: How many; each has one CPU, and one GPU where they are used.
         use_gpu: Whether the model is held on GPUs.
         address: Of a running Ray; None starts one on this machine.
@@ -126,10 +152,16 @@ def carried_out(
         stop=stop_after_attempt(1 + RETRIES),
         reraise=True,
     )
-    with connect(ExecutorSection(address=address, workers=workers), working):
+
+    def tried() -> Carried:
         _require_room(workers, use_gpu)
-        with steps.followed(job.working / STEPS, report):
-            done = again(lambda: _fit(job, attempt(plan.identity, job.working), workers, use_gpu))
+        return _fit(job, attempt(plan.identity, job.working), workers, use_gpu)
+
+    with (
+        connect(ExecutorSection(address=address, workers=workers), working),
+        steps.followed(job.working / STEPS, report),
+    ):
+        done = again(tried)
     _take(plan.subject, working / TRAINED)
     (working / TRAINED).unlink()
     return done
@@ -203,12 +235,13 @@ def _work(config: dict[str, Any]) -> Carried:
     after = None
     with suppress(SisaError):  # it collapsed, and is written nevertheless
         after = _known(plan, team, model)
-    del model, parted  # an attack needs its memory
     if after is None:
         return Carried(outcome, before)
-    how = attacks(plan)
-    target = PartedTarget(partial(_fresh, plan, job.working / TRAINED), team, device, how)
-    return Carried(outcome, before, after, attack(target, asked(plan), before.forget, how))
+    how, items = attacks(plan), asked(plan)
+    fresh = partial(_fresh, plan.request, plan.chosen, job.working / TRAINED)
+    del model, parted, plan  # the attacks need their memory
+    made = attack(PartedTarget(fresh, team, device, how), items, before.forget, how)
+    return Carried(outcome, before, after, made)
 
 
 def _seen(job: _Job) -> Plan:
@@ -281,9 +314,9 @@ def _give(team: Processes, model: PartedModel, file: Path) -> None:
     distributed.barrier()
 
 
-def _fresh(plan: Plan, file: Path) -> LanguageModel:
+def _fresh(request: Request, chosen: Configured, file: Path) -> LanguageModel:
     """The model with what was trained, once more, whole and on the processor."""
-    model = _language(trained(plan.request, plan.chosen))
+    model = _language(trained(request, chosen))
     _take(model, file)
     return model
 
@@ -331,7 +364,7 @@ def _language(subject: Subject) -> LanguageModel:
 
 
 def _require_room(workers: int, use_gpu: bool) -> None:
-    """Check that there is room for all workers at once; Ray would wait for it for ever.
+    """Check that there is room for all workers at once; Ray would wait, and not say for what.
 
     Raises:
         ConfigurationError: There is not.
@@ -351,12 +384,14 @@ class _LostError(WorkerError):
 
 def _ours(failure: TrainingFailedError) -> SisaError:
     """The error for what went wrong in a worker: its own, where it is one of ours."""
-    causes = list(getattr(failure, "worker_failures", {}).values()) or [failure]
+    first = getattr(failure, "controller_failure", failure)
+    causes = list(getattr(failure, "worker_failures", {}).values()) or [first]
     for cause in causes:
         if isinstance(cause, SisaError):
             return cause
+    gone = any(map(_gone, causes))
     remedy = "Make the same call again: it goes on from its checkpoint."
-    if faults := [cause for cause in causes if not _lost(cause)]:
+    if faults := [c for c in causes if not (_lost(c) or (gone and isinstance(c, RuntimeError)))]:
         return WorkerError(f"A worker failed: {_kinds(faults)}.", remedy)
     return _LostError(
         f"A worker died or did not answer for {PATIENCE} s: {_kinds(causes)}.", remedy
@@ -368,11 +403,17 @@ def _kinds(errors: list[Exception]) -> str:
     return ", ".join(sorted({type(error).__name__ for error in errors}))
 
 
+def _gone(cause: Exception) -> bool:
+    """Whether Ray says that a worker was lost."""
+    named = type(cause).__name__ in CLASSES_OF_THE_LOST and type(cause).__module__.startswith("ray")
+    return named or isinstance(cause, exceptions.RayActorError)
+
+
 def _lost(cause: Exception) -> bool:
-    """Whether it says that a worker was lost: by Ray, or by another worker that waited for it."""
-    said = str(cause).lower()  # gloo has no class of its own for it
-    by_worker = isinstance(cause, distributed.DistError) or "timed out" in said
-    return by_worker or "connection" in said or type(cause).__module__.startswith("ray.")
+    """Whether Ray says that a worker was lost, or another worker that waited for it."""
+    said = str(cause).lower() if isinstance(cause, RuntimeError) else ""
+    waited = isinstance(cause, distributed.DistError) or any(w in said for w in SAID_OF_THE_LOST)
+    return waited or _gone(cause)
 
 
 @contextmanager

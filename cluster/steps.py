@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,9 @@ def tell(file: Path, metrics: Mapping[str, float], step: int) -> None:
         step: Its number.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as lines:
-        lines.write(json.dumps([dict(metrics), step]) + "\n")
+    file.touch(0o600)
+    with file.open("a") as lines:  # whoever wrote before may have died within a line
+        lines.write("\n" + json.dumps([dict(metrics), step]) + "\n")
 
 
 @contextmanager
@@ -74,5 +75,6 @@ class _Reader:
         whole = added[: added.rfind(b"\n") + 1]
         self._at += len(whole)
         for line in whole.splitlines():
-            metrics, step = json.loads(line)
-            yield metrics, step
+            with suppress(ValueError):
+                metrics, step = json.loads(line)
+                yield metrics, step

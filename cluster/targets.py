@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,16 +19,18 @@ from sisa.approximate.attacks.quantise import Quantised
 from sisa.approximate.attacks.relearn import Relearned
 from sisa.approximate.batches import Batch
 from sisa.approximate.chunks import row_values
+from sisa.approximate.evidence import tried
 from sisa.approximate.models import LanguageModel, merged
 from sisa.approximate.objectives.rows import nll
 from sisa.approximate.targets import Attacks, relearned
 from sisa.approximate.team import own
+from sisa.errors import DataError, SisaError
 
 
 class PartedTarget:
     """A language model, attacked by all processes of the group together: see `targets.Target`.
 
-    Every process must make the same calls.
+    Every process must make the same calls, about items that each have a labelled position.
 
     Args:
         fresh: Gives the model, whole and on the processor; called for every copy.
@@ -53,6 +56,8 @@ class PartedTarget:
             loss = self._values(model, items, [index]).mean() / self._team.size
             loss.backward()  # type: ignore[no-untyped-call]
             there = [p.grad for p in parameters if p.grad is not None]
+            if not there:
+                raise DataError("A loss depends on none of the parameters.")
             squares = torch.stack([own(grad).double().square().sum() for grad in there])
             found.append(float(self._team.sum(squares).sqrt().mean()))
             model.module.zero_grad()
@@ -73,7 +78,7 @@ class PartedTarget:
 
     def quantised(self, items: Batch, original: float) -> tuple[Quantised, ...]:
         """See `Target.quantised`: each process rounds the whole, and then keeps its part."""
-        whole = merged(self._fresh()).module
+        whole = merged(self._copy()).module
 
         def metric(module: nn.Module) -> float:
             mine = copy.deepcopy(module) if module is whole else module
@@ -83,10 +88,24 @@ class PartedTarget:
 
     def _open(self) -> PartedModel:
         """A copy in parts, of which every parameter is trained."""
-        whole = self._fresh()
+        whole = self._copy()
         for parameter in whole.module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return PartedModel(whole, self._device)
+
+    def _copy(self) -> LanguageModel:
+        """A copy, whole; those before are let go.
+
+        Raises:
+            OSError: A process cannot read it. That ends the run for all of them: it is no finding.
+        """
+        gc.collect()  # parts refer to each other in circles
+        made = tried(self._fresh)
+        for error in self._team.all([made if isinstance(made, SisaError) else None]):
+            if error is not None:
+                raise OSError(error.message)
+        assert not isinstance(made, SisaError)
+        return made
 
     def _values(self, model: PartedModel, batch: Any, indices: Sequence[int]) -> Tensor:
         """Nll of each row of some items of a batch."""

@@ -26,7 +26,7 @@ from sisa.approximate.metrics.scores import Scores
 from sisa.approximate.models import Subject
 from sisa.approximate.plan import Plan, trained
 from sisa.approximate.request import configured
-from sisa.errors import ConfigurationError, IncompleteError, SisaError
+from sisa.errors import BusyError, ConfigurationError, IncompleteError, SisaError, WorkerError
 
 FILE = "sweep.json"
 """Name of the table of all tries in the folder of the model."""
@@ -147,6 +147,7 @@ def search(
     Raises:
         ConfigurationError: There is nothing to aim at, or nothing to vary.
         IncompleteError: No try kept utility above the floor.
+        BusyError: A machine is not to be had; called again, the search goes on. So WorkerError.
     """
     aim, ranges = Aim.of(plan), space(plan)
     study = _study(folder, plan.chosen.loop.seed)
@@ -222,6 +223,8 @@ def _tried(plan: Plan, settings: Mapping[str, float], aim: Aim, run: Run) -> Try
         with torch.random.fork_rng():
             run(own)
         return aim.judged(own.subject, settings)
+    except (BusyError, WorkerError):  # of the machines, which say nothing of a setting
+        raise
     except SisaError:  # a setting that breaks the model is a try that failed
         return Try(dict(settings), None, None, None)
 

@@ -15,7 +15,7 @@ from sisa.approximate.answers import CHUNK, ITEMS, mean_probability, statistics
 from sisa.approximate.attacks import quantise
 from sisa.approximate.attacks.membership import Array, gradient_norms
 from sisa.approximate.attacks.quantise import Quantised
-from sisa.approximate.attacks.relearn import Relearned, tune
+from sisa.approximate.attacks.relearn import Relearned, relearn
 from sisa.approximate.batches import Batch
 from sisa.approximate.chunks import row_values
 from sisa.approximate.models import Classifier, LanguageModel, Subject, merged
@@ -138,18 +138,17 @@ def relearned(
     rate: float,
     how: Attacks,
 ) -> Relearned:
-    """Fine-tune a model in place; see `Target.relearned` and `relearn.tune`."""
+    """Fine-tune a model in place; see `Target.relearned` and `relearn.relearn`."""
     starts = range(0, len(learned), how.items)
-    return tune(
+    return relearn(
         own.module,
         [learned.select([*range(at, min(at + how.items, len(learned)))]) for at in starts],
-        lambda _, batch: loss(batch),
-        lambda _: metric(),
+        loss,
+        metric,
         original,
         steps=how.steps,
         lr=rate,
         every=max(1, how.steps // 4),
-        seed=how.seed,
     )
 
 

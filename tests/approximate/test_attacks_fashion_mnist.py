@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,11 +161,12 @@ def test_relearning_and_quantising_a_real_classifier(images: tuple[Tensor, Tenso
     with torch.no_grad():
         model[2].bias[9] -= 12  # type: ignore[index, operator, union-attr]
     assert known(model) < 0.3
+    victim = copy.deepcopy(model)
     found = relearn(
-        model,
+        victim,
         [learned],
-        lambda m, at: nn.functional.cross_entropy(m(x[at]), y[at]),
-        known,
+        lambda at: nn.functional.cross_entropy(victim(x[at]), y[at]),
+        lambda: known(victim),
         original,
         steps=60,
         lr=0.003,

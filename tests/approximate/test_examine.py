@@ -120,6 +120,21 @@ def examples(seed: int, count: int = 12, classes: int = 3) -> Examples:
     )
 
 
+def test_relearning_leaves_normalisation_as_it_is() -> None:
+    """A batch of one item has no variance, and a step of nothing changes nothing."""
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    model = Classifier(torch.nn.Sequential(*layers))
+    how = Attacks(lr=1e-9, steps=6, items=4)
+    begun = Examination.begin(model, Asked(examples(1, 10)), how)
+    with torch.no_grad():
+        layers[2].weight.mul_(0.5)
+    found, _ = begun.end(model)
+    assert found.relearning != NOT_EVALUATED
+    recovery = found.relearning.recovery
+    assert recovery.attacked == pytest.approx(recovery.unlearned, abs=1e-6)
+
+
 def test_relearning_finds_what_was_only_hidden() -> None:
     """A head that was turned down says nothing, and half of the items bring the others back."""
     torch.manual_seed(0)

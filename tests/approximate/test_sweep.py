@@ -15,7 +15,7 @@ from sisa.approximate import statement, sweep, unlearn
 from sisa.approximate.carry_out import carried_out
 from sisa.approximate.plan import Plan, look
 from sisa.approximate.request import Request
-from sisa.errors import ConfigurationError, DivergedError, IncompleteError
+from sisa.errors import ConfigurationError, DivergedError, IncompleteError, WorkerError
 
 from .shop import call, fits
 
@@ -90,6 +90,19 @@ def test_settings_that_break_the_model_are_tries_that_failed(shop: Path, tmp_pat
 
     _, made = sweep.search(plan, 4, tmp_path, run)
     assert [t.distance is None for t in made] == [False, True, False, True]
+
+
+def test_a_machine_that_is_lost_says_nothing_of_a_setting(shop: Path, tmp_path: Path) -> None:
+    plan, count = look(asked(shop, tmp_path)), iter(range(9))
+
+    def run(tried: Plan) -> None:
+        if next(count) == 1:
+            raise WorkerError("A worker died.")
+
+    with pytest.raises(WorkerError):
+        sweep.search(plan, 3, tmp_path, run)
+    _, made = sweep.search(plan, 3, tmp_path, run)
+    assert [t.distance is None for t in made] == [False, False, False]
 
 
 def test_a_floor_that_nothing_meets_is_said(shop: Path, tmp_path: Path) -> None:

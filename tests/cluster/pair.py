@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from sisa.approximate.objectives.rows import nll
 from sisa.approximate.reference import Reference
 from sisa.approximate.similarity import Examiner, continued
 from sisa.approximate.targets import Attacks, Target
-from sisa.errors import SisaError
+from sisa.errors import ConfigurationError, SisaError
 
 SETTINGS = loop.Settings(epochs=2, items_per_batch=2, accumulate=2, lr=1e-3, checkpoint_every=1)
 ALL = 97
@@ -87,6 +90,7 @@ ATTACKED = {
     "lora": (Case("npo", lora=True), 4),
     "tied": (Case("npo", model={"tie_word_embeddings": True}), 3),  # shares of 2 items and of 1
     "narrowed": (Case("npo", narrowed=True), 1),  # one of the two has nothing to do
+    "dropout": (Case("npo", model={"attention_dropout": 0.5}), 4),  # it must be off
 }
 """Models that are attacked, and how many items of a step there are."""
 
@@ -266,22 +270,55 @@ def attacks_of(language: Any, target: Target, how: Attacks) -> dict[str, Any]:
     }
 
 
+class Fresh:
+    """Gives models, and sees that there is one at a time."""
+
+    def __init__(self, made: Callable[[], LanguageModel]) -> None:
+        self._made, self._before = made, list[weakref.ref[Any]]()
+
+    def __call__(self) -> LanguageModel:
+        assert all(before() is None for before in self._before)
+        found = self._made()
+        self._before = [weakref.ref(found.module)]
+        return found
+
+
 def attacks_of_two(language: Any) -> dict[str, Any]:
     """What attacks come to that two processes make together, by the model's name."""
+    found = {}
+    for name, (case, size) in ATTACKED.items():
+        how = attacks_with(size)
+        target = parted_target(functools.partial(unlearned, case, language), how)
+        found[name] = attacks_of(language, target, how)
+    how = attacks_with(4)
+    broken = parted_target(functools.partial(collapsed, language), how)
+    return {**found, "collapsed": attacks_of(language, broken, how)}
+
+
+def parted_target(made: Callable[[], LanguageModel], how: Attacks) -> Target:
+    """A model that two processes attack together."""
     from cluster.parted import Processes
     from cluster.targets import PartedTarget
 
     device = torch.device("cpu")
-    found = {}
-    for name, (case, size) in ATTACKED.items():
-        how = attacks_with(size)
-        target = PartedTarget(
-            functools.partial(unlearned, case, language), Processes(device), device, how
-        )
-        found[name] = attacks_of(language, target, how)
+    return PartedTarget(Fresh(made), Processes(device), device, how)
+
+
+def hears_of_what_cannot_be_read(language: Any, rank: str) -> bool:
+    """Whether this process hears that the second one could not read its third copy."""
+    copies = itertools.count(1)
+
+    def made() -> LanguageModel:
+        if next(copies) == 3 and rank == "1":
+            raise ConfigurationError("It cannot be read.")
+        return LanguageModel(language.llama())
+
     how = attacks_with(4)
-    broken = PartedTarget(functools.partial(collapsed, language), Processes(device), device, how)
-    return {**found, "collapsed": attacks_of(language, broken, how)}
+    try:
+        attacks_of(language, parted_target(made, how), how)
+    except OSError as error:
+        return str(error) == "It cannot be read."
+    return False
 
 
 def attacks_with(size: int) -> Attacks:
@@ -317,6 +354,7 @@ def main(language_file: str, folder: str, rank: str) -> None:
     parted = PartedModel(CASES["icu"].made(language), torch.device("cpu"))
     torch.save(said(language, parted), Path(folder, f"said-{rank}.pt"))
     torch.save(attacks_of_two(language), Path(folder, f"attacks-{rank}.pt"))
+    torch.save(hears_of_what_cannot_be_read(language, rank), Path(folder, f"unread-{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()
     sys.stdout.flush()

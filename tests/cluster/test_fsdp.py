@@ -174,23 +174,30 @@ def test_a_worker_that_falls_silent_is_replaced(
 
 
 def test_only_a_worker_that_was_lost_is_replaced() -> None:
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal import exceptions as inner
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     left = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 30000ms for recv operation")
     closed = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:1")
-    gone = WorkerHealthCheckFailedError("gone", OSError())
-    own = ConfigurationError("Of ours.")
+    odd, own = RuntimeError("something else of gloo's"), ConfigurationError("Of ours.")
+    gone = inner.WorkerHealthCheckFailedError("gone", OSError())
 
     def error(*raised: Exception) -> SisaError:
         return fsdp._ours(WorkerGroupError("failed", dict(enumerate(raised))))
 
+    def of_ray(raised: Exception) -> SisaError:
+        return fsdp._ours(ControllerError(raised))
+
     lost = [error(left), error(closed, gone), error(gone), error(torch.distributed.DistError())]
-    lost.append(fsdp._ours(ControllerError(left)))
-    assert all(isinstance(e, fsdp._LostError) for e in lost)
-    failed = error(KeyError("alice"), closed)
-    assert not isinstance(failed, fsdp._LostError)
-    assert "A worker failed: KeyError." in str(failed) and "alice" not in str(failed)
+    lost += [error(ActorDiedError(), odd), of_ray(left), of_ray(torch.distributed.DistError())]
+    lost += [of_ray(inner.WorkerGroupStartupTimeoutError(2))]
+    assert [type(each) for each in lost] == [fsdp._LostError] * len(lost)
+    failed = [error(KeyError("alice"), closed), error(KeyError("alice"), gone), error(odd)]
+    failed += [error(ValueError("alice's connection timed out waiting")), of_ray(ValueError())]
+    failed += [of_ray(inner.InsufficientClusterResourcesError())]
+    assert [type(each) for each in failed] == [WorkerError] * len(failed)
+    assert "A worker failed: KeyError." in str(failed[0]) and "alice" not in str(failed[0])
     assert error(closed, own) is own
 
 

@@ -128,6 +128,10 @@ def test_attacks_on_a_collapse_come_to_an_end_for_both(both: Path) -> None:
         assert found == {name: one[name] for name in found}
 
 
+def test_a_copy_that_one_cannot_read_ends_the_run_of_both(both: Path) -> None:
+    assert [torch.load(both / f"unread-{rank}.pt") for rank in (0, 1)] == [True, True]
+
+
 def approximately(value: Any) -> Any:
     """The same, with numbers that may differ as sums in another order do."""
     if isinstance(value, dict):

@@ -49,6 +49,17 @@ def test_half_a_line_is_none_yet(tmp_path: Path) -> None:
     assert list(reader.new()) == [({"loss": 0.5}, 1)]
 
 
+def test_a_writer_that_died_within_a_line_leaves_the_next_whole(tmp_path: Path) -> None:
+    file, heard = tmp_path / "steps.jsonl", list[int]()
+    with steps.followed(file, lambda _, step: heard.append(step)):
+        steps.tell(file, {}, 1)
+        with file.open("a") as lines:
+            lines.write('\n[{"loss": 0.')
+        steps.tell(file, {}, 2)
+    assert heard == [1, 2]
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_an_earlier_run_told_is_not_heard(tmp_path: Path) -> None:
     file, heard = tmp_path / "steps.jsonl", list[int]()
     steps.tell(file, {}, 7)

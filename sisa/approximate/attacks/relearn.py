@@ -1,4 +1,4 @@
-"""Fine-tune a copy on little data, and look what comes back of all that was forgotten.
+"""Fine-tune a model on little data, and look what comes back of all that was forgotten.
 
 What was hidden returns after a few steps on a small part of the forgotten, or on harmless data of
 the same kind; what was never known does not.
@@ -6,7 +6,6 @@ the same kind; what was never known does not.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,13 +30,11 @@ class Relearned:
         original: The metric before unlearning.
         curve: Steps taken and the metric then, from 0 on.
         lr: Learning rate.
-        seed: Of dropout and the like.
     """
 
     original: float
     curve: tuple[tuple[int, float], ...]
     lr: float
-    seed: int
 
     @property
     def shares(self) -> tuple[float | None, ...]:
@@ -75,48 +72,30 @@ def split(items: int, share: float, seed: int = 0) -> tuple[Indices, Indices]:
 
 
 def relearn(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    loss: Callable[[nn.Module, Batch], Tensor],
-    metric: Callable[[nn.Module], float],
-    original: float,
-    *,
-    steps: int,
-    lr: float,
-    every: int = 1,
-    seed: int = 0,
-) -> Relearned:
-    """Take steps of AdamW on a copy; the model stays as it is. See `tune`."""
-    attacked = copy.deepcopy(model)
-    return tune(
-        attacked, batches, loss, metric, original, steps=steps, lr=lr, every=every, seed=seed
-    )
-
-
-def tune(
     attacked: nn.Module,
     batches: Sequence[Batch],
-    loss: Callable[[nn.Module, Batch], Tensor],
-    metric: Callable[[nn.Module], float],
+    loss: Callable[[Batch], Tensor],
+    metric: Callable[[], float],
     original: float,
     *,
     steps: int,
     lr: float,
     every: int = 1,
-    seed: int = 0,
 ) -> Relearned:
-    """Take steps of AdamW on a model, all its parameters trained, in place.
+    """Take steps of AdamW on a model, in place, all its parameters trained.
+
+    It is in evaluation mode all the time: without dropout, and with the statistics of batch
+    normalisation as they are.
 
     Args:
         attacked: A copy of the unlearned model.
         batches: What to learn from, in turn: a part of the forgotten, or harmless data.
-        loss: To be minimised, a scalar.
-        metric: Of what was forgotten, but not learned from; called in eval mode, without gradients.
+        loss: Of the model, to be minimised, a scalar.
+        metric: Of the model and what was forgotten, but not learned from; without gradients.
         original: The metric of the model before unlearning.
         steps: How many.
         lr: Learning rate.
         every: Steps between two metrics; the last step has one always.
-        seed: Of torch's generators, which afterwards stand as they did.
 
     Raises:
         IncompleteError: There is no batch.
@@ -128,15 +107,15 @@ def tune(
         raise IncompleteError("There is nothing to relearn from.", "Give one batch or more.")
     if steps < 1 or every < 1:
         raise UsageError("Relearning needs a step or more.", "Set `steps` and `every` above 0.")
-    optimizer = torch.optim.AdamW(_all_trainable(attacked), lr=lr, weight_decay=0)
-    curve = [(0, _measured(attacked, metric))]
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(seed)
-        for step in range(1, steps + 1):
-            _step(attacked, optimizer, loss, batches[(step - 1) % len(batches)], step)
-            if step % every == 0 or step == steps:
-                curve.append((step, _measured(attacked, metric)))
-    return Relearned(finite(original), tuple(curve), lr, seed)
+    # a model in parts has them to be trained until its first forward
+    optimizer = torch.optim.AdamW(_all_trainable(attacked.eval()), lr=lr, weight_decay=0)
+    curve = [(0, _measured(metric))]
+    for step in range(1, steps + 1):
+        with torch.enable_grad():
+            _step(optimizer, loss, batches[(step - 1) % len(batches)], step)
+        if step % every == 0 or step == steps:
+            curve.append((step, _measured(metric)))
+    return Relearned(finite(original), tuple(curve), lr)
 
 
 def _all_trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -149,14 +128,9 @@ def _all_trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Callable[[nn.Module, Any], Tensor],
-    batch: Any,
-    number: int,
+    optimizer: torch.optim.Optimizer, loss: Callable[[Any], Tensor], batch: Any, number: int
 ) -> None:
-    model.train()
-    found = loss(model, batch)
+    found = loss(batch)
     if not torch.isfinite(found).all():
         raise ConfigurationError(
             f"Relearning came to a loss that is no finite number at step {number}.",
@@ -167,7 +141,6 @@ def _step(
     optimizer.step()
 
 
-def _measured(model: nn.Module, metric: Callable[[nn.Module], float]) -> float:
-    model.eval()
-    with torch.no_grad():
-        return finite(float(metric(model)))
+@torch.no_grad()
+def _measured(metric: Callable[[], float]) -> float:
+    return finite(float(metric()))
