@@ -35,6 +35,7 @@ from cluster import steps
 from cluster.connect import connect
 from cluster.parted import PartedModel, Processes, answers, kept
 from cluster.targets import PartedTarget
+from data_index.storage import canonical_json, sha256
 from sisa.approximate import loop
 from sisa.approximate.asked import Known, said
 from sisa.approximate.attacked import attack
@@ -59,11 +60,15 @@ PATIENCE = 1800
 Within them the first worker writes a checkpoint, while the others wait.
 """
 
+REMEDY = "Make the same call again: it goes on from its checkpoint."
+
 SAID_OF_THE_LOST = (
     "timed out waiting",
     "connect timeout",
-    "connection",
     "connectfullmesh",
+    "connection closed",
+    "connection refused",
+    "connection reset",
     "broken pipe",
     "socket closed",
     "pair closure",
@@ -89,11 +94,18 @@ class _Job:
         request: What is asked for, without its keys.
         working: Folder of checkpoints, which all workers see.
         identity: Of the run, as the caller finds it.
+        items: Digest of all items, as the caller finds them.
     """
 
     request: Request
     working: Path
     identity: str
+    items: str
+
+    @classmethod
+    def of(cls, plan: Plan, working: Path) -> _Job:
+        """What is to be known of a plan."""
+        return cls(_stripped(plan.request), working.absolute(), _identity(plan), _items(plan))
 
 
 def on_workers(plan: Plan, working: Path, report: loop.Report) -> Carried:
@@ -129,9 +141,10 @@ def carried_out(
     Args:
         plan: What to do; its model is on the processor.
         working: Folder of checkpoints, which all workers see at the same path.
-        report: Called in another thread for every step of this call as it is done; those that lost
-            workers took since their last checkpoint are taken, and told, again. What it raises is
-            raised once the workers are done.
+        report: Called in another thread, where MLflow's active run is not the caller's, for every
+            step of this call as it is done; those that lost workers took since their last
+            checkpoint are taken, and told, again. What it raises is raised once the workers are
+            done.
         workers: How many; each has one CPU, and one GPU where they are used.
         use_gpu: Whether the model is held on GPUs.
         address: Of a running Ray; None starts one on this machine.
@@ -146,24 +159,18 @@ def carried_out(
             the same way, the run goes on.
     """
     _require_for_several(plan, workers)
-    job = _Job(_stripped(plan.request), working.absolute(), _identity(plan))
+    job = _Job.of(plan, working)
     again = Retrying(
         retry=retry_if_exception_type(_LostError),
         stop=stop_after_attempt(1 + RETRIES),
         reraise=True,
     )
-
-    def tried() -> Carried:
+    with connect(ExecutorSection(address=address, workers=workers), working):
         _require_room(workers, use_gpu)
-        return _fit(job, attempt(plan.identity, job.working), workers, use_gpu)
-
-    with (
-        connect(ExecutorSection(address=address, workers=workers), working),
-        steps.followed(job.working / STEPS, report),
-    ):
-        done = again(tried)
-    _take(plan.subject, working / TRAINED)
-    (working / TRAINED).unlink()
+        with steps.followed(job.working / STEPS, report):
+            done = again(lambda: _fit(job, attempt(plan.identity, job.working), workers, use_gpu))
+            _take(plan.subject, working / TRAINED)
+            (working / TRAINED).unlink()
     return done
 
 
@@ -201,6 +208,10 @@ def _fit(job: _Job, config: RunConfig, workers: int, use_gpu: bool) -> Carried:
             found: Carried = trainer.fit().return_value
     except TrainingFailedError as failure:
         raise _ours(failure) from failure
+    except exceptions.RayActorError as failure:  # Ray Train itself died
+        raise _LostError(f"Ray Train died: {type(failure).__name__}.", REMEDY) from failure
+    except SystemExit:  # what Ray makes of SIGINT
+        raise KeyboardInterrupt from None
     finally:
         shutil.rmtree(job.working / ATTEMPTS, ignore_errors=True)
     return found
@@ -218,7 +229,7 @@ def _work(config: dict[str, Any]) -> Carried:
     team, model = Processes(device), PartedModel(_language(plan.subject), device)
     before = _known(plan, team, model)
     parted = replace(plan, subject=model)
-    near = neighbours(parted)
+    near = team.agreed(neighbours(parted))
     outcome = looped(
         parted,
         job.working,
@@ -251,7 +262,7 @@ def _seen(job: _Job) -> Plan:
         ConfigurationError: It finds something else.
     """
     plan = look(job.request)
-    if _identity(plan) != job.identity:
+    if (_identity(plan), _items(plan)) != (job.identity, job.items):
         raise ConfigurationError(
             "A worker finds another model or other items than are here.",
             "Put them, and the same version of this package, where all nodes see the same.",
@@ -263,6 +274,13 @@ def _identity(plan: Plan) -> str:
     """Of the run, by the model as a whole."""
     sources = Sources(plan.forget, plan.others.get("retain"), plan.others.get("alternatives"))
     return loop.identity_of(plan.subject, sources, plan.method, plan.chosen.loop)
+
+
+def _items(plan: Plan) -> str:
+    """Digest of all items, those that only evidence is of included."""
+    sides = {"forget": plan.forget, **plan.others}
+    found = {n: [side.ids, [d.hex() for d in side.digests()]] for n, side in sides.items()}
+    return sha256(canonical_json(found))
 
 
 def _stripped(request: Request) -> Request:
@@ -389,12 +407,10 @@ def _ours(failure: TrainingFailedError) -> SisaError:
     for cause in causes:
         if isinstance(cause, SisaError):
             return cause
-    gone = any(map(_gone, causes))
-    remedy = "Make the same call again: it goes on from its checkpoint."
-    if faults := [c for c in causes if not (_lost(c) or (gone and isinstance(c, RuntimeError)))]:
-        return WorkerError(f"A worker failed: {_kinds(faults)}.", remedy)
+    if faults := [cause for cause in causes if not _lost(cause)]:
+        return WorkerError(f"A worker failed: {_kinds(faults)}.", REMEDY)
     return _LostError(
-        f"A worker died or did not answer for {PATIENCE} s: {_kinds(causes)}.", remedy
+        f"A worker died or did not answer for {PATIENCE} s: {_kinds(causes)}.", REMEDY
     )
 
 
@@ -403,17 +419,12 @@ def _kinds(errors: list[Exception]) -> str:
     return ", ".join(sorted({type(error).__name__ for error in errors}))
 
 
-def _gone(cause: Exception) -> bool:
-    """Whether Ray says that a worker was lost."""
-    named = type(cause).__name__ in CLASSES_OF_THE_LOST and type(cause).__module__.startswith("ray")
-    return named or isinstance(cause, exceptions.RayActorError)
-
-
 def _lost(cause: Exception) -> bool:
     """Whether Ray says that a worker was lost, or another worker that waited for it."""
-    said = str(cause).lower() if isinstance(cause, RuntimeError) else ""
-    waited = isinstance(cause, distributed.DistError) or any(w in said for w in SAID_OF_THE_LOST)
-    return waited or _gone(cause)
+    kind, said = type(cause), str(cause).lower() if isinstance(cause, RuntimeError) else ""
+    by_ray = kind.__name__ in CLASSES_OF_THE_LOST and kind.__module__.startswith("ray.")
+    known = isinstance(cause, distributed.DistError | exceptions.RayActorError)
+    return known or by_ray or any(words in said for words in SAID_OF_THE_LOST)
 
 
 @contextmanager

@@ -67,6 +67,12 @@ class Processes:
                 found[name] = complete.cpu()
         return found
 
+    def agreed(self, value: Piece) -> Piece:
+        """The value of the first process, for what each finds for itself and all must go by."""
+        found: list[Piece] = [value]
+        distributed.broadcast_object_list(found, 0)
+        return found[0]
+
     def all(self, own: Sequence[Piece]) -> list[Piece]:
         """What was found of all pieces, in their order, from what was found of those that count."""
         found: list[list[Piece]] = [[] for _ in range(self.size)]

@@ -35,7 +35,7 @@ def followed(file: Path, report: Report) -> Iterator[None]:
     """Report each step as it is added meanwhile, in a thread of its own; all of them by the end.
 
     Args:
-        file: Where they are told; what it held before is removed.
+        file: Where they are told; removed at the end, as is what it held before.
         report: What it raises is raised at the end.
     """
     file.unlink(missing_ok=True)
@@ -49,12 +49,13 @@ def followed(file: Path, report: Report) -> Iterator[None]:
                 report(metrics, step)
 
     with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(follow)
         try:
+            following = thread.submit(follow)
             yield
         finally:
             ended.set()
         following.result()
+    file.unlink(missing_ok=True)
 
 
 @dataclass

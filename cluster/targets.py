@@ -24,7 +24,7 @@ from sisa.approximate.models import LanguageModel, merged
 from sisa.approximate.objectives.rows import nll
 from sisa.approximate.targets import Attacks, relearned
 from sisa.approximate.team import own
-from sisa.errors import DataError, SisaError
+from sisa.errors import DataError, SisaError, WorkerError
 
 
 class PartedTarget:
@@ -78,32 +78,33 @@ class PartedTarget:
 
     def quantised(self, items: Batch, original: float) -> tuple[Quantised, ...]:
         """See `Target.quantised`: each process rounds the whole, and then keeps its part."""
-        whole = merged(self._copy()).module
+        whole = self._made(lambda: merged(self._fresh())).module
 
         def metric(module: nn.Module) -> float:
             mine = copy.deepcopy(module) if module is whole else module
-            return self._probability(PartedModel(LanguageModel(mine), self._device), items)
+            parted = PartedModel(self._made(lambda: LanguageModel(mine)), self._device)
+            return self._probability(parted, items)
 
         return quantise.evaluate(whole, metric, original)
 
     def _open(self) -> PartedModel:
         """A copy in parts, of which every parameter is trained."""
-        whole = self._copy()
+        whole = self._made(self._fresh)
         for parameter in whole.module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return PartedModel(whole, self._device)
 
-    def _copy(self) -> LanguageModel:
-        """A copy, whole; those before are let go.
+    def _made(self, make: Callable[[], LanguageModel]) -> LanguageModel:
+        """A whole model that every process makes; those before are let go.
 
         Raises:
-            OSError: A process cannot read it. That ends the run for all of them: it is no finding.
+            WorkerError: A process cannot: all hear of it, and none is left waiting for this one.
         """
         gc.collect()  # parts refer to each other in circles
-        made = tried(self._fresh)
+        made = tried(make)
         for error in self._team.all([made if isinstance(made, SisaError) else None]):
             if error is not None:
-                raise OSError(error.message)
+                raise WorkerError(f"A copy to attack could not be made: {error.message}")
         assert not isinstance(made, SisaError)
         return made
 

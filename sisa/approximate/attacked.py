@@ -34,7 +34,7 @@ from sisa.approximate.metrics.statistics import RowStatistics
 from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.rows import IGNORED
 from sisa.approximate.targets import Attacks, Target
-from sisa.errors import ConfigurationError, IncompleteError, SisaError
+from sisa.errors import ConfigurationError, IncompleteError, SisaError, WorkerError
 
 METRIC = "probability"
 """What recovery is measured in: mean over items of exp(-mean negative log likelihood)."""
@@ -169,6 +169,8 @@ def relearning(target: Target, forget: Batch, before: RowStatistics, how: Attack
             found = target.relearned(
                 forget.select(learned), forget.select(asked), base, rate * how.lr
             )
+        except WorkerError:
+            raise
         except SisaError:  # a rate that breaks the model recovers nothing
             continue
         if best is None or _best(found)[1] > _best(best)[1]:

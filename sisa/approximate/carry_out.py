@@ -20,7 +20,7 @@ from sisa.approximate.reference import Reference
 from sisa.approximate.rewind import Epochs, rewind
 from sisa.approximate.similarity import Examiner
 from sisa.approximate.targets import Attacks
-from sisa.approximate.team import Team
+from sisa.approximate.team import Alone, Team
 from sisa.errors import ConfigurationError, IncompleteError
 
 
@@ -125,7 +125,7 @@ def looped(
     sizes = (how.items_per_batch, how.chunk_rows)
     outcome = loop.run(
         plan.subject,
-        _floored(plan),
+        _floored(plan, team or Alone()),
         plan.forget,
         retain,
         how,
@@ -144,7 +144,7 @@ def looped(
     return outcome
 
 
-def _floored(plan: Plan) -> Method:
+def _floored(plan: Plan, team: Team) -> Method:
     """The method, with a floor of utility where one is asked for."""
     floor, retain, how = plan.chosen.own.floor, plan.others.get("retain"), plan.chosen.loop
     if floor is None:
@@ -153,7 +153,8 @@ def _floored(plan: Plan) -> Method:
         raise ConfigurationError(
             "A floor of utility needs items to keep.", "Name them with --retain."
         )
-    before = mean_probability(plan.subject, retain, how.items_per_batch, how.chunk_rows)
+    sizes = (how.items_per_batch, how.chunk_rows)
+    before = team.agreed(mean_probability(plan.subject, retain, *sizes))
     return with_floor(plan.method, floor, before)
 
 

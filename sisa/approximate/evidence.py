@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from sisa.errors import IncompleteError, SisaError
+from sisa.errors import IncompleteError, SisaError, WorkerError
 from sisa.statement import Number, Part
 
 Found = TypeVar("Found")
@@ -261,9 +261,15 @@ class Evidence(Part):
 
 
 def tried(measure: Callable[[], Found]) -> Found | SisaError:
-    """What is measured, or the error that says why it cannot be."""
+    """What is measured, or the error that says why it cannot be.
+
+    Raises:
+        WorkerError: A machine failed, which says nothing of the model.
+    """
     try:
         return measure()
+    except WorkerError:
+        raise
     except SisaError as error:
         return error
     except ValidationError:

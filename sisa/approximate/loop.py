@@ -33,7 +33,10 @@ from sisa.determinism import mix
 from sisa.errors import ConfigurationError, DivergedError, UsageError
 
 Report = Callable[[Mapping[str, float], int], None]
-"""Takes what a step was, by name, and its number from 1: what MLflow's `log_metrics` takes."""
+"""Takes what a step was, by name, and its number from 1: what MLflow's `log_metrics` takes.
+
+Several workers are reported of in another thread, where MLflow wants to be given the run's id.
+"""
 
 Measurer = Callable[[frozenset[Measure], Sequence[str]], Measured]
 """Measures what a controller asks for at the end of an epoch; takes the ids still active too."""
@@ -229,6 +232,7 @@ class _Run:
         self._identity = identity or ""
         self._peak, self._seconds, self._since = Peak(passes.subject.device), 0.0, time.monotonic()
         self._resume()
+        self._require_in_step()
         if not self._good:
             self._keep_good()
 
@@ -345,7 +349,7 @@ class _Run:
             ids = self._pass.sources.forget.ids
             active = list(compress(ids, controller.active(self._state, ids)))
             with torch.no_grad():
-                measured = self._measure(controller.wants, active)
+                measured = self._pass.team.agreed(self._measure(controller.wants, active))
             self._state = controller.epoch_ended(self._state, epoch, measured)
         else:
             self._state = controller.epoch_ended(self._state, epoch, Measured())
@@ -416,6 +420,19 @@ class _Run:
         place["passes"] = tuple(tuple(sides) for sides in place["passes"])
         self._place, self._state = Place(**place), kept.values["state"]
         self._losses, self._seconds = list(kept.values["losses"]), kept.values["seconds"]
+
+    def _require_in_step(self) -> None:
+        """Check that all of a team begin where the first does.
+
+        Raises:
+            ConfigurationError: They see different checkpoints.
+        """
+        team, place = self._pass.team, self._place
+        if team.sum(torch.tensor(int(place != team.agreed(place)))):
+            raise ConfigurationError(
+                f"The workers see different checkpoints in {self._folder}.",
+                "Call again once all nodes see the same files there.",
+            )
 
     def _spent(self) -> float:
         return self._seconds + time.monotonic() - self._since

@@ -36,6 +36,10 @@ class Team(Protocol):
         """Sum over all processes of tensors of one shape."""
         ...
 
+    def agreed(self, value: Piece) -> Piece:
+        """The value of the first, for what each finds for itself and all must go by."""
+        ...
+
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors as wholes, on the processor where they were in parts; empty but for the first."""
         ...
@@ -53,6 +57,10 @@ class Alone:
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
+
+    def agreed(self, value: Piece) -> Piece:
+        """The value itself."""
+        return value
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors themselves."""

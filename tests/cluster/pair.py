@@ -33,8 +33,9 @@ from sisa.approximate.neighbours import nearest
 from sisa.approximate.objectives.rows import nll
 from sisa.approximate.reference import Reference
 from sisa.approximate.similarity import Examiner, continued
+from sisa.approximate.step import Sources
 from sisa.approximate.targets import Attacks, Target
-from sisa.errors import ConfigurationError, SisaError
+from sisa.errors import ConfigurationError, SisaError, WorkerError
 
 SETTINGS = loop.Settings(epochs=2, items_per_batch=2, accumulate=2, lr=1e-3, checkpoint_every=1)
 ALL = 97
@@ -172,7 +173,6 @@ def _compared(case: Case, language: Any, subject: Any, batches: list[Any]) -> Re
 def together(case: Case, language: Any, folder: Path) -> Found:
     """What two processes make of it, each of them with this call."""
     from cluster.parted import PartedModel, Processes, answers, kept
-    from sisa.approximate.step import Sources
 
     device, norms = torch.device("cpu"), list[float]()
     team, made = Processes(device), case.made(language)
@@ -316,9 +316,45 @@ def hears_of_what_cannot_be_read(language: Any, rank: str) -> bool:
     how = attacks_with(4)
     try:
         attacks_of(language, parted_target(made, how), how)
-    except OSError as error:
-        return str(error) == "It cannot be read."
+    except WorkerError as error:
+        return "could not be made: It cannot be read." in error.message
     return False
+
+
+def hears_of_another_checkpoint(language: Any, folder: Path, rank: str) -> bool:
+    """Whether this process hears that the second one does not see the checkpoint of the first."""
+    from cluster.parted import PartedModel, Processes
+
+    case, (forget, retain) = CASES["gradient-difference"], items(language)
+    model, device = PartedModel(case.made(language), torch.device("cpu")), torch.device("cpu")
+    seen = folder / ("gradient-difference" if rank == "0" else "empty")
+    made = case.made(language)
+    identity = loop.identity_of(made, Sources(forget, retain), case.configured, SETTINGS)
+    try:
+        loop.run(
+            model,
+            case.configured,
+            forget,
+            retain,
+            SETTINGS,
+            seen,
+            team=Processes(device),
+            identity=identity,
+        )
+    except ConfigurationError as error:
+        return "different checkpoints" in error.message
+    return False
+
+
+class Negated(torch.nn.Module):
+    """A head that says the opposite."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return -self.head(hidden)
 
 
 def attacks_with(size: int) -> Attacks:
@@ -352,8 +388,12 @@ def main(language_file: str, folder: str, rank: str) -> None:
     from cluster.parted import PartedModel
 
     parted = PartedModel(CASES["icu"].made(language), torch.device("cpu"))
+    if rank == "1":  # what the first says counts
+        parted._head = Negated(parted._head)
     torch.save(said(language, parted), Path(folder, f"said-{rank}.pt"))
     torch.save(attacks_of_two(language), Path(folder, f"attacks-{rank}.pt"))
+    elsewhere = hears_of_another_checkpoint(language, Path(folder), rank)
+    torch.save(elsewhere, Path(folder, f"elsewhere-{rank}.pt"))
     torch.save(hears_of_what_cannot_be_read(language, rank), Path(folder, f"unread-{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()

@@ -180,7 +180,8 @@ def test_only_a_worker_that_was_lost_is_replaced() -> None:
 
     left = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 30000ms for recv operation")
     closed = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:1")
-    odd, own = RuntimeError("something else of gloo's"), ConfigurationError("Of ours.")
+    piped = RuntimeError("[pair.cc:484] writev [127.0.0.1]:1: Broken pipe")
+    odd, own = RuntimeError("no connection to alice"), ConfigurationError("Of ours.")
     gone = inner.WorkerHealthCheckFailedError("gone", OSError())
 
     def error(*raised: Exception) -> SisaError:
@@ -190,11 +191,12 @@ def test_only_a_worker_that_was_lost_is_replaced() -> None:
         return fsdp._ours(ControllerError(raised))
 
     lost = [error(left), error(closed, gone), error(gone), error(torch.distributed.DistError())]
-    lost += [error(ActorDiedError(), odd), of_ray(left), of_ray(torch.distributed.DistError())]
+    lost += [error(ActorDiedError(), piped), of_ray(left), of_ray(torch.distributed.DistError())]
     lost += [of_ray(inner.WorkerGroupStartupTimeoutError(2))]
     assert [type(each) for each in lost] == [fsdp._LostError] * len(lost)
     failed = [error(KeyError("alice"), closed), error(KeyError("alice"), gone), error(odd)]
     failed += [error(ValueError("alice's connection timed out waiting")), of_ray(ValueError())]
+    failed += [error(torch.OutOfMemoryError(), ActorDiedError())]
     failed += [of_ray(inner.InsufficientClusterResourcesError())]
     assert [type(each) for each in failed] == [WorkerError] * len(failed)
     assert "A worker failed: KeyError." in str(failed[0]) and "alice" not in str(failed[0])
@@ -244,7 +246,7 @@ def test_an_earlier_run_of_the_same_name_is_not_taken_up(folder: Path, tmp_path:
     ]
     assert heard == [None, "alice"]  # Ray Train says nothing of it, and begins where that one was
 
-    job = fsdp._Job(fsdp._stripped(asked.request), tmp_path, fsdp._identity(asked))
+    job = fsdp._Job.of(asked, tmp_path)
     with pytest.raises(ConfigurationError, match="handed over the checkpoint of an earlier run"):
         fsdp._fit(job, config, 2, False)
     assert not list(tmp_path.glob("*.safetensors"))
@@ -258,15 +260,16 @@ def test_no_attempt_has_the_name_or_the_folder_of_another(tmp_path: Path) -> Non
     assert configs[0].failure_config.max_failures == 0
 
 
-def test_a_worker_that_finds_other_items_refuses(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["forget", "retain", "holdout"])
+def test_a_worker_that_finds_other_items_refuses(folder: Path, tmp_path: Path, side: str) -> None:
     asked = plan(folder, "npo", *SETTINGS)
-    job = fsdp._Job(fsdp._stripped(asked.request), tmp_path, fsdp._identity(asked))
-    assert fsdp._identity(fsdp._seen(job)) == job.identity
+    job = fsdp._Job.of(asked, tmp_path)
+    assert fsdp._items(fsdp._seen(job)) == job.items
     fewer = tmp_path / "fewer.jsonl"
-    lines = (folder / "retain.jsonl").read_text().splitlines(keepends=True)
+    lines = (folder / f"{side}.jsonl").read_text().splitlines(keepends=True)
     fewer.write_text("".join(lines[1:]))
     with pytest.raises(ConfigurationError, match="another model or other items"):
-        fsdp._seen(replace(job, request=replace(job.request, retain=fewer)))
+        fsdp._seen(replace(job, request=replace(job.request, **{side: fewer})))
 
 
 def test_what_several_cannot_do_is_refused_before_anything_starts(

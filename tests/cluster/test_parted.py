@@ -132,6 +132,10 @@ def test_a_copy_that_one_cannot_read_ends_the_run_of_both(both: Path) -> None:
     assert [torch.load(both / f"unread-{rank}.pt") for rank in (0, 1)] == [True, True]
 
 
+def test_workers_that_see_different_checkpoints_do_not_begin(both: Path) -> None:
+    assert [torch.load(both / f"elsewhere-{rank}.pt") for rank in (0, 1)] == [True, True]
+
+
 def approximately(value: Any) -> Any:
     """The same, with numbers that may differ as sums in another order do."""
     if isinstance(value, dict):
