@@ -23,16 +23,18 @@ from typing import Any
 
 import ray
 import torch
-from ray import exceptions
+from ray import PlacementGroupID, exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from safetensors.torch import load_file, save_file
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from torch import distributed
 
 from cluster import steps
 from cluster.connect import connect
+from cluster.failures import REMEDY, LostError, ours
 from cluster.parted import PartedModel, Processes, answers, kept
 from cluster.targets import PartedTarget
 from data_index.storage import canonical_json, sha256
@@ -47,7 +49,7 @@ from sisa.approximate.reference import Reference
 from sisa.approximate.request import Configured, Request
 from sisa.approximate.step import Sources
 from sisa.config import ExecutorSection
-from sisa.errors import ConfigurationError, SisaError, UsageError, WorkerError
+from sisa.errors import ConfigurationError, SisaError, UsageError
 from sisa.executor import RETRIES
 
 TRAINED = "trained.safetensors"
@@ -59,31 +61,6 @@ PATIENCE = 1800
 
 Within them the first worker writes a checkpoint, while the others wait.
 """
-
-REMEDY = "Make the same call again: it goes on from its checkpoint."
-
-SAID_OF_THE_LOST = (
-    "timed out waiting",
-    "connect timeout",
-    "connectfullmesh",
-    "connection closed",
-    "connection refused",
-    "connection reset",
-    "broken pipe",
-    "socket closed",
-    "pair closure",
-)
-"""What gloo, which has no class of its own for it, says of a process that is gone."""
-
-CLASSES_OF_THE_LOST = (
-    "NCCLHangError",
-    "PreemptionError",
-    "WorkerGroupStartupFailedError",
-    "WorkerGroupStartupTimeoutError",
-    "WorkerHealthCheckFailedError",
-    "WorkerHealthCheckTimeoutError",
-)
-"""What Ray Train calls it."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +138,7 @@ def carried_out(
     _require_for_several(plan, workers)
     job = _Job.of(plan, working)
     again = Retrying(
-        retry=retry_if_exception_type(_LostError),
+        retry=retry_if_exception_type(LostError),
         stop=stop_after_attempt(1 + RETRIES),
         reraise=True,
     )
@@ -203,18 +180,31 @@ def _fit(job: _Job, config: RunConfig, workers: int, use_gpu: bool) -> Carried:
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=config,
     )
+    reserved = _reserved()
     try:
         with _interrupts_kept():
             found: Carried = trainer.fit().return_value
     except TrainingFailedError as failure:
-        raise _ours(failure) from failure
+        raise ours(failure, PATIENCE) from failure
     except exceptions.RayActorError as failure:  # Ray Train itself died
-        raise _LostError(f"Ray Train died: {type(failure).__name__}.", REMEDY) from failure
+        raise LostError(f"Ray Train died: {type(failure).__name__}.", REMEDY) from failure
     except SystemExit:  # what Ray makes of SIGINT
         raise KeyboardInterrupt from None
     finally:
+        for left in _reserved() - reserved:  # Ray Train keeps them where workers did not meet
+            remove_placement_group(PlacementGroup(left))
         shutil.rmtree(job.working / ATTEMPTS, ignore_errors=True)
     return found
+
+
+def _reserved() -> set[PlacementGroupID]:
+    """What this process's job has reserved in Ray."""
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        PlacementGroupID(bytes.fromhex(name))
+        for name, group in placement_group_table().items()
+        if name.endswith(job) and group["state"] != "REMOVED"
+    }
 
 
 def _work(config: dict[str, Any]) -> Carried:
@@ -394,37 +384,6 @@ def _require_room(workers: int, use_gpu: bool) -> None:
                 f"{workers} workers need a {kind} each, and Ray has {found:g}.",
                 "Set workers to as many as there are, or add a node.",
             )
-
-
-class _LostError(WorkerError):
-    """A worker was lost, by no fault of what it was asked to do: another may do it."""
-
-
-def _ours(failure: TrainingFailedError) -> SisaError:
-    """The error for what went wrong in a worker: its own, where it is one of ours."""
-    first = getattr(failure, "controller_failure", failure)
-    causes = list(getattr(failure, "worker_failures", {}).values()) or [first]
-    for cause in causes:
-        if isinstance(cause, SisaError):
-            return cause
-    if faults := [cause for cause in causes if not _lost(cause)]:
-        return WorkerError(f"A worker failed: {_kinds(faults)}.", REMEDY)
-    return _LostError(
-        f"A worker died or did not answer for {PATIENCE} s: {_kinds(causes)}.", REMEDY
-    )
-
-
-def _kinds(errors: list[Exception]) -> str:
-    """Their classes, without what they say, which may quote an item."""
-    return ", ".join(sorted({type(error).__name__ for error in errors}))
-
-
-def _lost(cause: Exception) -> bool:
-    """Whether Ray says that a worker was lost, or another worker that waited for it."""
-    kind, said = type(cause), str(cause).lower() if isinstance(cause, RuntimeError) else ""
-    by_ray = kind.__name__ in CLASSES_OF_THE_LOST and kind.__module__.startswith("ray.")
-    known = isinstance(cause, distributed.DistError | exceptions.RayActorError)
-    return known or by_ray or any(words in said for words in SAID_OF_THE_LOST)
 
 
 @contextmanager

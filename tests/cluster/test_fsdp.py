@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 
-from cluster import fsdp
+from cluster import failures, fsdp
 from sisa.approximate import asked as asking
 from sisa.approximate.attacked import Attacked, attack
 from sisa.approximate.carry_out import asked, attacks, carried_out
@@ -185,15 +185,15 @@ def test_only_a_worker_that_was_lost_is_replaced() -> None:
     gone = inner.WorkerHealthCheckFailedError("gone", OSError())
 
     def error(*raised: Exception) -> SisaError:
-        return fsdp._ours(WorkerGroupError("failed", dict(enumerate(raised))))
+        return failures.ours(WorkerGroupError("failed", dict(enumerate(raised))), 9)
 
     def of_ray(raised: Exception) -> SisaError:
-        return fsdp._ours(ControllerError(raised))
+        return failures.ours(ControllerError(raised), 9)
 
     lost = [error(left), error(closed, gone), error(gone), error(torch.distributed.DistError())]
     lost += [error(ActorDiedError(), piped), of_ray(left), of_ray(torch.distributed.DistError())]
     lost += [of_ray(inner.WorkerGroupStartupTimeoutError(2))]
-    assert [type(each) for each in lost] == [fsdp._LostError] * len(lost)
+    assert [type(each) for each in lost] == [failures.LostError] * len(lost)
     failed = [error(KeyError("alice"), closed), error(KeyError("alice"), gone), error(odd)]
     failed += [error(ValueError("alice's connection timed out waiting")), of_ray(ValueError())]
     failed += [error(torch.OutOfMemoryError(), ActorDiedError())]
@@ -204,12 +204,21 @@ def test_only_a_worker_that_was_lost_is_replaced() -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_is_trained_as_by_one_process(folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_trained_as_by_one_process_though_workers_did_not_meet_at_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, fit = [120, 0], fsdp._fit
+
+    def impatient(*arguments: Any) -> Any:
+        monkeypatch.setattr(fsdp, "PATIENCE", waits.pop())
+        return fit(*arguments)
+
+    monkeypatch.setattr(fsdp, "_fit", impatient)
     settings = (*SETTINGS, "epochs=2", "lora_rank=4")
     several = plan(folder, "gradient-difference", *settings)
     several = replace(several, request=replace(several.request, evidence=False))
     done = fsdp.carried_out(several, tmp_path, workers=2)
-    assert done.before is None and done.after is None
+    assert not waits and done.before is None and done.after is None
     one = plan(folder, "gradient-difference", *settings)
     outcome = carried_out(one, tmp_path / "one", lambda metrics, step: None)
     assert done.outcome.losses == pytest.approx(outcome.losses, rel=0, abs=1e-5)
