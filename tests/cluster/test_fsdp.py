@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +93,14 @@ def alike(found: Attacked | None, expected: Attacked) -> None:
         assert own.attacked == pytest.approx(other.attacked, rel=0.01)
 
 
+def trains(process: psutil.Process) -> bool:
+    """Whether it is a worker; not any more, if it ended."""
+    try:
+        return "RayTrainWorker" in "".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 @contextlib.contextmanager
 def one_worker_gets(sign: signal.Signals, working: Path) -> Iterator[list[psutil.Process]]:
     """Send a signal to one of the processes that train, once there is a checkpoint.
@@ -104,13 +111,12 @@ def one_worker_gets(sign: signal.Signals, working: Path) -> Iterator[list[psutil
     ended, hit = threading.Event(), list[psutil.Process]()
 
     def send() -> None:
-        while not ended.is_set() and not list(working.glob("*.progress.safetensors")):
-            time.sleep(0.01)
-        own = psutil.Process().children(recursive=True)
-        workers = [p for p in own if "RayTrainWorker" in "".join(p.cmdline())]
-        if not ended.is_set():
-            hit.append(workers[0])
-            workers[0].send_signal(sign)
+        while not hit and not ended.wait(0.01):
+            begun = any(working.glob("*.progress.safetensors"))
+            own = psutil.Process().children(recursive=True) if begun else []
+            for worker in [p for p in own if trains(p)][:1]:
+                hit.append(worker)
+                worker.send_signal(sign)
 
     watching = threading.Thread(target=send)
     watching.start()
@@ -126,17 +132,20 @@ def test_a_run_that_lost_a_worker_goes_on_to_the_curve_of_one_process(
 ) -> None:
     settings = (*SETTINGS, "epochs=15")
     monkeypatch.setattr(fsdp, "RETRIES", 0)
-    with (
-        one_worker_gets(signal.SIGKILL, tmp_path),
-        pytest.raises(WorkerError, match="A worker died"),
-    ):
-        fsdp.carried_out(plan(folder, "npo", *settings), tmp_path, workers=2)
+    killed = list[psutil.Process]()
+    while not killed:  # on a busy machine one may be lost before there is a checkpoint
+        with (
+            one_worker_gets(signal.SIGKILL, tmp_path) as killed,
+            pytest.raises(WorkerError, match="A worker died"),
+        ):
+            fsdp.carried_out(plan(folder, "npo", *settings), tmp_path, workers=2)
+    monkeypatch.setattr(fsdp, "RETRIES", 3)
     (checkpoint,) = tmp_path.glob("*.progress.safetensors")
     assert not (tmp_path / fsdp.ATTEMPTS).exists()
 
     several, told = plan(folder, "npo", *settings), list[int]()
     done = fsdp.carried_out(several, tmp_path, lambda _, step: told.append(step), workers=2)
-    assert told == list(range(int(checkpoint.name.partition(".")[0]) + 1, 31))
+    assert set(told) == set(range(int(checkpoint.name.partition(".")[0]) + 1, 31))
 
     one = plan(folder, "npo", *settings)
     before = known(one)
