@@ -20,12 +20,10 @@ def tell(file: Path, metrics: Mapping[str, float], step: int) -> None:
     """Add a step.
 
     Args:
-        file: Is made with its folder.
+        file: Of those who follow.
         metrics: What the step was, by name.
         step: Its number.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(0o600)
     with file.open("a") as lines:  # whoever wrote before may have died within a line
         lines.write("\n" + json.dumps([dict(metrics), step]) + "\n")
 
@@ -35,10 +33,12 @@ def followed(file: Path, report: Report) -> Iterator[None]:
     """Report each step as it is added meanwhile, in a thread of its own; all of them by the end.
 
     Args:
-        file: Where they are told; removed at the end, as is what it held before.
+        file: Where they are told, made anew with its folder, and removed at the end.
         report: What it raises is raised at the end.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
+    file.touch(0o600)
     ended, reader = threading.Event(), _Reader(file)
 
     def follow() -> None:

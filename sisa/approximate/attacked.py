@@ -7,6 +7,7 @@ quantisation ask what of the forget items' probability comes back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from sisa.approximate.metrics.statistics import RowStatistics
 from sisa.approximate.models import LanguageModel, Subject
 from sisa.approximate.rows import IGNORED
 from sisa.approximate.targets import Attacks, Target
-from sisa.errors import ConfigurationError, IncompleteError, SisaError, WorkerError
+from sisa.errors import ConfigurationError, IncompleteError, SisaError
 
 METRIC = "probability"
 """What recovery is measured in: mean over items of exp(-mean negative log likelihood)."""
@@ -164,14 +165,10 @@ def relearning(target: Target, forget: Batch, before: RowStatistics, how: Attack
         raise IncompleteError("Relearning leaves one item to ask about, and a mean of one is none.")
     base = mean_probability(of_some(before, asked))
     best: relearn.Relearned | None = None
+    sides = forget.select(learned), forget.select(asked)
     for rate in RATES:
-        try:
-            found = target.relearned(
-                forget.select(learned), forget.select(asked), base, rate * how.lr
-            )
-        except WorkerError:
-            raise
-        except SisaError:  # a rate that breaks the model recovers nothing
+        found = tried(partial(target.relearned, *sides, base, rate * how.lr))
+        if isinstance(found, SisaError):  # a rate that breaks the model recovers nothing
             continue
         if best is None or _best(found)[1] > _best(best)[1]:
             best = found

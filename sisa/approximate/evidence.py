@@ -271,6 +271,6 @@ def tried(measure: Callable[[], Found]) -> Found | SisaError:
     except WorkerError:
         raise
     except SisaError as error:
-        return error
+        return error.with_traceback(None)  # whose frames would hold the models of an attack
     except ValidationError:
         return IncompleteError("A figure of it is out of its range.")

@@ -136,20 +136,33 @@ def alone(case: Case, language: Any, folder: Path | None = None, stop_after: int
         if step == stop_after:
             raise InterruptedError
 
-    outcome = loop.run(
+    outcome = run(case, subject, (forget, retain), folder, compared, report)
+    after = statistics(subject, forget, 2).nll
+    return Found(outcome.losses, tuple(norms), subject.trainable(), before, after)
+
+
+def run(
+    case: Case,
+    subject: LanguageModel,
+    sides: tuple[Items, Items],
+    folder: Path | None,
+    compared: Reference | None,
+    report: loop.Report,
+    **together: Any,
+) -> loop.Outcome:
+    """The run of a case, by whomever."""
+    return loop.run(
         subject,
         case.configured,
-        forget,
-        retain,
+        *sides,
         SETTINGS,
         folder,
         compared,
         report,
-        neighbours=near(case, subject, forget, retain),
-        measure=Examiner(subject, forget, retain),
+        neighbours=near(case, subject, *sides),
+        measure=Examiner(subject, *sides),
+        **together,
     )
-    after = statistics(subject, forget, 2).nll
-    return Found(outcome.losses, tuple(norms), subject.trainable(), before, after)
 
 
 def near(case: Case, subject: LanguageModel, forget: Items, retain: Items) -> Items | None:
@@ -188,17 +201,13 @@ def together(case: Case, language: Any, folder: Path) -> Found:
     elif needed:
         top = None if needed == {"scores"} else ALL
         compared = kept(team, subject, [forget, retain], top, 128)
-    outcome = loop.run(
+    outcome = run(
+        case,
         subject,
-        case.configured,
-        forget,
-        retain,
-        SETTINGS,
+        (forget, retain),
         folder,
         compared,
         lambda metrics, step: norms.append(metrics["gradient_norm"]),
-        neighbours=near(case, subject, forget, retain),
-        measure=Examiner(subject, forget, retain),
         team=team,
         identity=identity,
     )
